@@ -1,0 +1,19 @@
+"""Your own pictures: a folder of PNG, JPEG and WebP files, at any depth, cropped and resized to 64x64.
+
+    python train.py --config configs/folder.py --data.path pictures --workdir runs/mine
+
+Pictures that are all grayscale make a grayscale model. Hardware: one GPU. For other sizes set --data.image_size and
+--network.multipliers, one number a level: the image is halved between levels.
+"""
+
+from ddpm_jax.config import Config, Data, Network, Sample, Train
+
+
+def get_config() -> Config:
+    return Config(
+        workdir="runs/folder",
+        data=Data(source="folder", image_size=64, random_flip=True),
+        network=Network(multipliers=(1, 2, 2, 4)),
+        train=Train(num_steps=200_000, batch_size=64),
+        sample=Sample(sampler="ddim", steps=50),
+    )

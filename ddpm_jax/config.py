@@ -1,0 +1,409 @@
+"""What can be set, and how it is read from a file, the command line, and a workdir.
+
+A config file defines `get_config()`, which returns one frozen Config; `--train.num_steps 100` overrides a field of it.
+Only this file, factory.py and the scripts know Config; everything else takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import fcntl
+import importlib.util
+import io
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+class UsageError(Exception):
+    """A mistake by the user, in one line that names the option and what was expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the images come from."""
+
+    source: Literal["digits", "npz", "folder", "tfds"] = "digits"
+    """digits: scikit-learn's, bundled. npz, folder: your own, at --data.path. tfds: TensorFlow Datasets."""
+    path: str | None = None
+    """npz: a file with `image`, uint8 [N, H, W, C]. folder: PNG, JPEG and WebP files, at any depth."""
+    name: str | None = None
+    """tfds: the name of the data set, such as cifar10."""
+    split: str = "train"
+    """tfds: the split."""
+    data_dir: str | None = None
+    """tfds: where data sets are prepared; by default ~/tensorflow_datasets."""
+    image_size: int | None = None
+    """folder, tfds: crop to a square and resize to this size."""
+    random_flip: bool = False
+    """Mirror images left to right, each with probability 1/2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The UNet."""
+
+    channels: int = 128
+    """Channels of the first level."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each level, as multiples; the image is halved between levels."""
+    num_blocks: int = 2
+    """Residual blocks a level."""
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Image sizes at which attention follows every block."""
+    num_heads: int = 1
+    """Attention heads."""
+    num_groups: int = 32
+    """Groups of the norms."""
+    dropout: float = 0.1
+    """Dropout probability."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters, norms and softmax are float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """The forward process, and what the network predicts of it."""
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    """linear: Ho et al. 2020. cosine: Nichol & Dhariwal 2021."""
+    num_steps: int = 1000
+    """T, the number of noise levels."""
+    prediction: Literal["eps", "x0", "v", "score"] = "eps"
+    """What the network predicts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Adam."""
+
+    learning_rate: float = 2e-4
+    """After warm-up."""
+    warmup_steps: int = 5000
+    """Steps over which the learning rate grows linearly from 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does then; cosine reaches 0 at --train.num_steps."""
+    clip_norm: float = 1.0
+    """The gradient's largest global norm."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema:
+    """The moving average of the parameters, which samples are drawn with."""
+
+    decay: float = 0.9999
+    """Share of the average that stays at each step."""
+    warmup: bool = False
+    """Let the decay grow as (1 + n) / (10 + n), so that short runs forget their start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The run."""
+
+    num_steps: int = 800_000
+    """Training steps in all."""
+    batch_size: int = 128
+    """Images a step, over all devices."""
+    seed: int = 0
+    """Decides everything random."""
+    log_every: int = 100
+    """Steps between lines of metrics."""
+    sample_every: int = 10_000
+    """Steps between grids of samples."""
+    tensorboard: bool = False
+    """Also write events for TensorBoard; needs pip install "ddpm_jax[tensorboard]"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """How samples are drawn, in training and by sample.py."""
+
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    """ddpm: ancestral. ddim: deterministic at --sample.eta 0."""
+    variance: Literal["fixed_small", "fixed_large"] = "fixed_large"
+    """ddpm: the variance of its steps."""
+    eta: float = 0.0
+    """ddim: the share of noise that is drawn anew, 0 to 1."""
+    steps: int | None = None
+    """Steps; all of the schedule's by default."""
+    spacing: Literal["leading", "linspace", "trailing", "quadratic"] = "leading"
+    """Which noise levels are visited."""
+    clip: bool = True
+    """Clip the estimated image to [-1, 1] at every step."""
+    num: int = 64
+    """Images in the grid that training draws."""
+    seed: int = 0
+    """Of that grid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What is saved."""
+
+    every: int = 5000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """How many of the latest are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    workdir: str
+    """Where the run lives; the same command again goes on from there."""
+    data: Data = Data()
+    network: Network = Network()
+    diffusion: Diffusion = Diffusion()
+    optimizer: Optimizer = Optimizer()
+    ema: Ema = Ema()
+    train: Train = Train()
+    sample: Sample = Sample()
+    checkpoint: Checkpoint = Checkpoint()
+
+
+MAY_CHANGE = (
+    "workdir", "data.path", "data.data_dir", "optimizer.learning_rate", "train.num_steps", "train.log_every",
+    "train.sample_every", "train.tensorboard", "sample.", "checkpoint.",
+)  # fmt: skip
+"""Fields that a run may resume with other values of; the others decide what it is."""
+
+
+def parse(default: T, argv: Sequence[str], description: str) -> T:
+    """Reads a tree of dataclasses from the command line.
+
+    Args:
+        default: The values of options that are not given.
+        argv: The command line, without the program's name.
+        description: Begins the help text.
+
+    Returns:
+        The default, with the given options replaced.
+
+    Raises:
+        UsageError: an unknown option, or a value of the wrong type.
+        SystemExit: after --help.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            value, unknown = tyro.cli(
+                type(default), default=default, args=argv, description=description, return_unknown_args=True,
+                config=(tyro.conf.FlagConversionOff,),
+            )  # fmt: skip
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UsageError(_one_line(printed.getvalue())) from None
+    if unknown:
+        raise UsageError(f"{unknown[0]}: expected an option{_nearest(unknown[0], options(default))}; --help lists them")
+    return value
+
+
+def read_config(argv: Sequence[str], configs: pathlib.Path, default: str, description: str) -> Config:
+    """Reads `--config NAME_OR_FILE`, then the other options as overrides of what the file says.
+
+    Args:
+        argv: The command line, without the program's name.
+        configs: The folder in which `--config NAME` looks for NAME.py.
+        default: The name where no `--config` is given.
+        description: Begins the help text.
+
+    Returns:
+        The Config.
+
+    Raises:
+        UsageError: an unknown config or option, or a value of the wrong type.
+        SystemExit: after --help.
+    """
+    name, rest = _take_option(argv, "--config", default)
+    files = [file for file in (pathlib.Path(name), configs / f"{name}.py") if file.is_file() and file.suffix == ".py"]
+    if not files:
+        known = sorted(file.stem for file in configs.glob("*.py"))
+        raise UsageError(f"--config: expected a file.py or one of {', '.join(known)}, received {name}")
+    spec = importlib.util.spec_from_file_location(files[0].stem, files[0])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, AttributeError) as error:
+        raise UsageError(f"--config: expected a config, {files[0]} cannot be read: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UsageError(f"--config: expected a function get_config() in {files[0]}, received none")
+    about = f"{description}\n\n--config {name}: {(module.__doc__ or '').strip()}"
+    return parse(module.get_config(), rest, about)
+
+
+def _take_option(argv: Sequence[str], option: str, default: str) -> tuple[str, list[str]]:
+    """The value of the last `option VALUE` or `option=VALUE`, and what else there is."""
+    rest, value, words = [], default, list(argv)
+    while words:
+        word = words.pop(0)
+        if word.startswith(f"{option}="):
+            value = word.removeprefix(f"{option}=")
+        elif word != option:
+            rest.append(word)
+        elif words:
+            value = words.pop(0)
+        else:
+            raise UsageError(f"{option}: expected a value")
+    return value, rest
+
+
+def options(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """All fields of a tree of dataclasses by their dotted names, {"train.num_steps": 100, ...}."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(tree):
+        value = getattr(tree, field.name)
+        name = prefix + field.name
+        found |= options(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
+def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
+    """What differs between the config of a run and that to resume it with.
+
+    Returns:
+        Differences that are allowed (MAY_CHANGE) and those that are not, each as "train.num_steps: 100 -> 200".
+    """
+    allowed, refused = [], []
+    now = options(new)
+    for name, before in options(old).items():
+        if before != now[name]:
+            (allowed if name.startswith(MAY_CHANGE) else refused).append(f"{name}: {before} -> {now[name]}")
+    return allowed, refused
+
+
+def check(config: Config) -> None:
+    """Raises UsageError for numbers that are out of range whatever else is chosen."""
+    positive = {
+        "network.channels": config.network.channels,
+        "network.num_blocks": config.network.num_blocks,
+        "network.num_groups": config.network.num_groups,
+        "network.num_heads": config.network.num_heads,
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+        "optimizer.clip_norm": config.optimizer.clip_norm,
+        "train.num_steps": config.train.num_steps,
+        "train.batch_size": config.train.batch_size,
+        "train.log_every": config.train.log_every,
+        "train.sample_every": config.train.sample_every,
+        "sample.num": config.sample.num,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise UsageError(f"--{name}: expected a positive number, received {value}")
+    for name, value in {
+        "optimizer.warmup_steps": config.optimizer.warmup_steps,
+        "train.seed": config.train.seed,
+    }.items():
+        if value < 0:
+            raise UsageError(f"--{name}: expected 0 or more, received {value}")
+    for name, share in {"network.dropout": config.network.dropout, "ema.decay": config.ema.decay}.items():
+        if not 0 <= share < 1:
+            raise UsageError(f"--{name}: expected 0 or more and below 1, received {share}")
+    if not config.network.multipliers or min(config.network.multipliers) < 1:
+        raise UsageError(f"--network.multipliers: expected positive integers, received {config.network.multipliers}")
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `dataclasses.asdict`, also after a round trip through JSON; missing fields take their defaults.
+
+    Raises:
+        ValueError: a field that this version does not know.
+    """
+    return _from_dict(Config(workdir=""), values)
+
+
+def write_config(workdir: pathlib.Path, config: Config) -> None:
+    """Writes config.json, at once or not at all."""
+    partial = workdir / "config.tmp"
+    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    partial.replace(workdir / "config.json")
+
+
+def _from_dict(default: T, values: dict[str, Any]) -> T:
+    known = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}  # type: ignore[arg-type]
+    if unknown := set(values) - set(known):
+        raise ValueError(f"config: expected only fields of this version, received {', '.join(sorted(unknown))}")
+    read = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(known[name]):
+            value = _from_dict(known[name], value)
+        read[name] = tuple(value) if isinstance(known[name], tuple) else value
+    return dataclasses.replace(default, **read)  # type: ignore[type-var]
+
+
+@contextlib.contextmanager
+def claim(config: Config) -> Iterator[pathlib.Path]:
+    """Makes a workdir this run's own while the context lasts.
+
+    Args:
+        config: The run's. Where the workdir holds a run already, it must be the same but for MAY_CHANGE.
+
+    Yields:
+        The workdir.
+
+    Raises:
+        UsageError: the workdir belongs to another config or to a run that is alive, or cannot be written.
+    """
+    workdir = pathlib.Path(config.workdir)
+    written = workdir / "config.json"
+    with blame("--workdir"):
+        if written.exists():
+            allowed, refused = changes(from_dict(json.loads(written.read_text())), config)
+            if refused:
+                raise UsageError(
+                    f"--workdir: expected the config that {workdir} was begun with, received {'; '.join(refused)}"
+                )
+            for change in allowed:
+                print(f"changed since this run began: {change}")
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends, however
+        except OSError:
+            raise UsageError(f"--workdir: expected a workdir of no other run, {workdir} is in use") from None
+        yield workdir
+
+
+@contextlib.contextmanager
+def blame(option: str) -> Iterator[None]:
+    """Turns errors of what is built from an option into a UsageError that names it."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise UsageError(f"{option}: {' '.join(str(error).split())}") from error
+
+
+def run_script(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a script's main; a UsageError becomes one line on stderr and exit code 2, a FloatingPointError 1."""
+    try:
+        main(sys.argv[1:])
+    except (UsageError, FloatingPointError) as error:
+        print(f"{pathlib.Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _nearest(word: str, names: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(word.split("=")[0].lstrip("-").replace("-", "_"), names, n=1)
+    return f", perhaps --{close[0]}" if close else ""
+
+
+def _one_line(boxed: str) -> str:
+    """What tyro says in a box, without the box, its title, and its hint at --help."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in boxed.splitlines()[1:]]
+    text = " ".join(line for line in lines if line)
+    return re.split(r" ?(For full helptext|Argument helptext)", text)[0].strip(" :")

@@ -1,0 +1,1 @@
+"""Where images come from (sources.py) and how they reach the device in batches (pipeline.py)."""

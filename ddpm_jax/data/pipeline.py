@@ -1,0 +1,79 @@
+"""One input pipeline: a source, shuffled, repeated and batched, its batches numbered by training step."""
+
+from __future__ import annotations
+
+import grain
+import numpy as np
+
+from ddpm_jax.data.sources import Source
+
+
+def batches(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    *,
+    shuffle: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset[dict[str, np.ndarray]]:
+    """An endless data set of batches, whose element n is this process's part of the global batch at step n.
+
+    Element n is a pure function of (seed, n). The examples come in a new order every epoch, each exactly once;
+    epochs follow one another without a gap, so a batch may hold the end of one and the start of the next. The parts
+    of all processes, concatenated in the order of their indices, are the batch that a single process would read.
+
+    Args:
+        source: The images, and their labels where there are any.
+        batch_size: Examples in the global batch, over all processes; it may exceed the size of the source.
+        seed: Sets the order; an integer >= 0.
+        shuffle: False keeps the order of the source, in every epoch.
+        process_index: This process, in 0..process_count-1.
+        process_count: The number of processes that share the global batch.
+
+    Returns:
+        Batches by step: the arrays of the source with a leading axis, `image` uint8 [batch_size / process_count, H, W,
+        C]. Nothing is read before an element is asked for.
+
+    Raises:
+        ValueError: a batch_size that is not a positive multiple of process_count; a process_index out of range; an
+            empty source.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size: expected a positive multiple of {process_count} (processes), received {batch_size}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index: expected 0..{process_count - 1}, received {process_index}")
+    if len(source) == 0:
+        raise ValueError("source: expected at least one example, received none")
+    examples = grain.MapDataset.source(source)
+    if shuffle:
+        examples = examples.shuffle(_shuffle_seed(seed))
+    # Dropping the remainder of an endless stream drops nothing; it only has grain compute the length in integers.
+    parts = examples.repeat().batch(batch_size // process_count, drop_remainder=True)
+    return parts[process_index::process_count]
+
+
+def _shuffle_seed(seed: int) -> int:
+    """Spreads seeds apart: grain shuffles epoch e with seed + e, so that neighbours would share all but one epoch."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def iterate(
+    batches: grain.MapDataset[dict[str, np.ndarray]], start: int = 0, *, num_threads: int = 8, buffer: int = 16
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    """Iterates over batches from a step on, read ahead by worker threads.
+
+    Args:
+        batches: What `batches` returned.
+        start: The step of the first batch, >= 0; what lies before it is not read.
+        num_threads: Worker threads, each of which makes whole batches.
+        buffer: Batches held or being made ahead of the consumer, >= num_threads to keep all threads busy.
+
+    Returns:
+        An endless iterator. An exception of the source is raised by `next`. `close()` (or `contextlib.closing`) ends
+        the threads without waiting for them; at most the batches already begun are finished.
+    """
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer)
+    return iter(batches[start:].to_iter_dataset(options))

@@ -1,0 +1,195 @@
+"""The forward process, and the ways to say what a network predicts.
+
+Notation, here and everywhere:
+
+    x_t = alpha x0 + sigma eps          x0 clean data in [-1, 1], eps standard normal      (Eq. 4, Ho et al. 2020)
+    v = alpha eps - sigma x0                                                  (appendix D, Salimans & Ho 2022)
+    score = grad log q(x_t | x0) = -eps / sigma                               (Eq. 151, Luo 2022, arXiv 2208.11970)
+
+Knowing x_t, any one of x0, eps, v and score gives the others. Arrays are [B, ...], of any rank; a Level's alpha and sigma
+are scalars or [B].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from ddpm_jax.schedules import Level, Schedule, lookup
+
+PREDICTIONS = ("eps", "x0", "v", "score")
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution with independent dimensions.
+
+    Attributes:
+        mean: [B, ...].
+        variance: [B, 1, ...], broadcasts against the mean.
+        log_variance: [B, 1, ...].
+    """
+
+    mean: jax.Array
+    variance: jax.Array
+    log_variance: jax.Array
+
+
+def expand(a: ArrayLike, x: jax.Array) -> jax.Array:
+    """Gives per-example numbers the rank of the data: [B] -> [B, 1, ...]; a scalar stays one."""
+    a = jnp.asarray(a)
+    return a.reshape(a.shape + (1,) * (x.ndim - a.ndim)) if a.ndim else a
+
+
+def q_sample(schedule: Schedule, x0: jax.Array, t: ArrayLike, noise: jax.Array) -> jax.Array:
+    """Noises data: draws from q(x_t | x0), Eq. 4 of Ho et al. 2020.
+
+    Args:
+        schedule: The noise schedule, T steps.
+        x0: Clean data [B, ...], in [-1, 1].
+        t: Integers in 0..T-1, [B] or a scalar.
+        noise: Standard normal, in the shape of x0.
+
+    Returns:
+        x_t [B, ...], in the dtype of x0; NaN where a traced t lies outside 0..T-1.
+
+    Raises:
+        TypeError: t is not an integer.
+        ValueError: noise has another shape than x0; a concrete t lies outside 0..T-1.
+    """
+    if noise.shape != x0.shape:
+        raise ValueError(f"noise: expected the shape of x0, {x0.shape}, received {noise.shape}")
+    return add_noise(schedule.level(t), x0, noise)
+
+
+def add_noise(level: Level, x0: jax.Array, eps: jax.Array) -> jax.Array:
+    """x_t = alpha x0 + sigma eps, [B, ...], in the dtype of x0."""
+    return (expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps).astype(x0.dtype)
+
+
+def q_posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: ArrayLike) -> Gaussian:
+    """The forward process's posterior q(x_{t-1} | x_t, x0), Eqs. 6 and 7 of Ho et al. 2020.
+
+    Args:
+        schedule: The noise schedule, T steps.
+        x0: Clean data [B, ...].
+        x_t: Noised data [B, ...].
+        t: Integers in 0..T-1, [B] or a scalar. At t = 0 the posterior is the point x0.
+
+    Returns:
+        The Gaussian. Its log_variance at t = 0, minus infinity, is replaced by that at t = 1, as in the authors' code.
+
+    Raises:
+        TypeError: t is not an integer.
+        ValueError: a concrete t lies outside 0..T-1, or T is 1, where there is no t = 1.
+    """
+    if schedule.num_steps < 2:
+        raise ValueError(f"schedule: expected at least 2 steps, received {schedule.num_steps}")
+    t, _, sigma = schedule.level(t)
+    beta = lookup(schedule.beta, t)
+    first = t == 0
+    alpha_s = jnp.where(first, 1.0, lookup(schedule.alpha, jnp.where(first, 0, t - 1)))
+    sigma_s = jnp.where(first, 0.0, lookup(schedule.sigma, jnp.where(first, 0, t - 1)))
+    mean = expand(alpha_s * beta / sigma**2, x0) * x0 + expand(jnp.sqrt(1 - beta) * (sigma_s / sigma) ** 2, x0) * x_t
+    variance = beta * (sigma_s / sigma) ** 2
+    at_one = lookup(schedule.beta, jnp.ones_like(t)) * (schedule.sigma[0] / schedule.sigma[1]) ** 2
+    log_variance = jnp.log(jnp.where(first, at_one, variance))
+    return Gaussian(mean, expand(variance, x0), expand(log_variance, x0))
+
+
+def x0_from_eps(level: Level, x_t: jax.Array, eps: jax.Array) -> jax.Array:
+    """x0 = (x_t - sigma eps) / alpha (Eq. 15, Ho et al. 2020); 0 where alpha = 0, where x_t says nothing of x0."""
+    return _divide(x_t - expand(level.sigma, x_t) * eps, expand(level.alpha, x_t))
+
+
+def eps_from_x0(level: Level, x_t: jax.Array, x0: jax.Array) -> jax.Array:
+    """Eps = (x_t - alpha x0) / sigma; 0 where sigma = 0, where x_t holds no noise."""
+    return _divide(x_t - expand(level.alpha, x_t) * x0, expand(level.sigma, x_t))
+
+
+def x0_from_v(level: Level, x_t: jax.Array, v: jax.Array) -> jax.Array:
+    """x0 = alpha x_t - sigma v (appendix D, Salimans & Ho 2022)."""
+    return expand(level.alpha, x_t) * x_t - expand(level.sigma, x_t) * v
+
+
+def eps_from_v(level: Level, x_t: jax.Array, v: jax.Array) -> jax.Array:
+    """Eps = sigma x_t + alpha v (appendix D, Salimans & Ho 2022)."""
+    return expand(level.sigma, x_t) * x_t + expand(level.alpha, x_t) * v
+
+
+def v_from_x0_eps(level: Level, x0: jax.Array, eps: jax.Array) -> jax.Array:
+    """V = alpha eps - sigma x0 (appendix D, Salimans & Ho 2022)."""
+    return expand(level.alpha, x0) * eps - expand(level.sigma, x0) * x0
+
+
+def score_from_eps(level: Level, eps: jax.Array) -> jax.Array:
+    """Score = -eps / sigma (Eq. 151, Luo 2022); 0 where sigma = 0, where it does not exist."""
+    return _divide(-eps, expand(level.sigma, eps))
+
+
+def eps_from_score(level: Level, score: jax.Array) -> jax.Array:
+    """Eps = -sigma score (Eq. 151, Luo 2022)."""
+    return -expand(level.sigma, score) * score
+
+
+def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str) -> jax.Array:
+    """What a network of the given prediction type should say about x_t = alpha x0 + sigma eps.
+
+    Args:
+        level: The noise level, scalars or [B].
+        x0: Clean data [B, ...].
+        eps: Its noise [B, ...].
+        prediction: "eps", "x0", "v" or "score".
+
+    Returns:
+        [B, ...].
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    match prediction:
+        case "eps":
+            return eps
+        case "x0":
+            return x0
+        case "v":
+            return v_from_x0_eps(level, x0, eps)
+        case "score":
+            return score_from_eps(level, eps)
+    raise ValueError(f"prediction: expected one of {PREDICTIONS}, received {prediction!r}")
+
+
+def x0_and_eps(level: Level, x_t: jax.Array, output: jax.Array, prediction: str) -> tuple[jax.Array, jax.Array]:
+    """Reads a network's output as an estimate of the clean data and of the noise; the inverse of `target`.
+
+    Args:
+        level: The noise level, scalars or [B].
+        x_t: Noised data [B, ...].
+        output: What the network said about it [B, ...].
+        prediction: "eps", "x0", "v" or "score".
+
+    Returns:
+        x0 and eps, each [B, ...].
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    match prediction:
+        case "eps":
+            return x0_from_eps(level, x_t, output), output
+        case "x0":
+            return output, eps_from_x0(level, x_t, output)
+        case "v":
+            return x0_from_v(level, x_t, output), eps_from_v(level, x_t, output)
+        case "score":
+            eps = eps_from_score(level, output)
+            return x0_from_eps(level, x_t, eps), eps
+    raise ValueError(f"prediction: expected one of {PREDICTIONS}, received {prediction!r}")
+
+
+def _divide(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A / b, and 0 with gradient 0 where b = 0."""
+    zero = b == 0
+    return jnp.where(zero, 0.0, a / jnp.where(zero, 1.0, b))

@@ -1,0 +1,72 @@
+"""Images: uint8 on disk and from the loader, [-1, 1] in between."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def to_float(image: jax.Array) -> jax.Array:
+    """uint8 to float32 in [-1, 1], x / 127.5 - 1 as in the code of Ho et al. 2020."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: jax.Array) -> jax.Array:
+    """[-1, 1] to uint8, rounded to the nearest grey value and clipped; the inverse of `to_float`."""
+    return jnp.clip(jnp.round((x.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def random_flip(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Mirrors each image left to right with probability 1/2.
+
+    Args:
+        keys: Typed keys [B], one an image.
+        x: Images [B, H, W, C].
+
+    Returns:
+        Images [B, H, W, C].
+    """
+    flip = jax.vmap(lambda key: jax.random.bernoulli(key))(keys)
+    return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
+
+
+def grid(image: np.ndarray, gap: int = 1) -> np.ndarray:
+    """Lays images out in rows, as square as their number allows.
+
+    Args:
+        image: uint8 [N, H, W, C].
+        gap: Black pixels between images.
+
+    Returns:
+        uint8 [rows * (H + gap) - gap, columns * (W + gap) - gap, C]; places without an image are black.
+    """
+    num, height, width, channels = image.shape
+    columns = math.ceil(math.sqrt(num))
+    rows = math.ceil(num / columns)
+    sheet = np.zeros((rows * columns, height + gap, width + gap, channels), np.uint8)
+    sheet[:num, :height, :width] = image
+    sheet = sheet.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+    return sheet.reshape(rows * (height + gap), columns * (width + gap), channels)[: -gap or None, : -gap or None]
+
+
+def save_grid(path: str | os.PathLike[str], image: np.ndarray, min_size: int = 512) -> None:
+    """Writes a grid of images as a PNG, small ones enlarged by whole numbers without smoothing.
+
+    Args:
+        path: The file; its folder is made where missing.
+        image: uint8 [N, H, W, C], C = 1 or 3; of other numbers the first, as grayscale.
+        min_size: The grid is enlarged while its width stays within this.
+    """
+    from PIL import Image  # here, so that the arithmetic above needs jax alone
+
+    sheet = grid(image)
+    scale = max(min_size // sheet.shape[1], 1)
+    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet if sheet.shape[-1] == 3 else sheet[..., 0]).save(path)

@@ -1,0 +1,170 @@
+"""The one loop that all samplers share.
+
+A grid is N + 1 levels, and a step goes from one to the next. A sampler's `plan` computes every coefficient of every step
+beforehand, in float64 where the levels are concrete, special ends included; `sample` scans `step` over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ddpm_jax import keys
+from ddpm_jax.denoiser import Denoise, Denoised
+from ddpm_jax.schedules import Array, Level
+
+
+class Sampler(NamedTuple):
+    """A sampling method; its hyper-parameters are bound by the function that made it.
+
+    Attributes:
+        plan: (levels [N + 1]) -> coefficients, a pytree of arrays over the N steps.
+        init: (x) -> the state it carries from step to step, () where there is none.
+        step: (keys [B] or None, denoise, x, state, coefficients) -> (x, state, denoised).
+    """
+
+    plan: Callable[[Level], Any]
+    init: Callable[[jax.Array], Any]
+    step: Callable[[jax.Array | None, Denoise, jax.Array, Any, Any], tuple[jax.Array, Any, Denoised]]
+
+
+def sample(
+    key: jax.Array | None,
+    sampler: Sampler,
+    denoise: Denoise,
+    levels: Level,
+    shape: Sequence[int],
+    ids: ArrayLike | None = None,
+    x_init: jax.Array | None = None,
+) -> jax.Array:
+    """Samples along a grid of levels, in memory that does not grow with the number of steps.
+
+    Args:
+        key: A typed key. May be None where nothing is random: x_init is given and the sampler draws no noise.
+        sampler: The method, e.g. `ddim(eta=0.0)`.
+        denoise: What it denoises with, from `make_denoise`.
+        levels: The grid [N + 1], e.g. from `grids.spaced`.
+        shape: [B, ...], the shape of the samples.
+        ids: Integers [B], the samples' global numbers, 0..B-1 by default: sample i depends on (key, ids[i]) alone.
+        x_init: Where to start [B, ...]; by default hypot(alpha, sigma) * noise at the first level.
+
+    Returns:
+        The samples, [B, ...].
+
+    Raises:
+        TypeError: a missing key.
+        ValueError: a grid that the sampler does not accept, or an x_init in another shape.
+    """
+    return sample_path(key, sampler, denoise, levels, shape, ids, x_init, keep=lambda x, denoised: None)[0]
+
+
+def sample_path(
+    key: jax.Array | None,
+    sampler: Sampler,
+    denoise: Denoise,
+    levels: Level,
+    shape: Sequence[int],
+    ids: ArrayLike | None = None,
+    x_init: jax.Array | None = None,
+    keep: Callable[[jax.Array, Denoised], Any] = lambda x, denoised: x,
+) -> tuple[jax.Array, Any]:
+    """Samples, and keeps something of every step: memory grows with their number.
+
+    Args:
+        key, sampler, denoise, levels, shape, ids, x_init: As for `sample`.
+        keep: (x after the step, what was believed before it) -> the pytree to keep; by default x.
+
+    Returns:
+        The samples [B, ...], and what was kept, stacked over the steps [N, ...], first step first.
+
+    Raises:
+        As `sample`.
+    """
+    if np.ndim(levels.alpha) != 1 or len(levels.alpha) < 2:
+        raise ValueError(f"levels: expected a grid [N + 1], N at least 1, received shape {np.shape(levels.alpha)}")
+    ids = jnp.arange(shape[0]) if ids is None else ids
+    x = initial_noise(key, levels, shape, ids) if x_init is None else x_init
+    if x.shape != tuple(shape):
+        raise ValueError(f"x_init: expected shape {tuple(shape)}, received {x.shape}")
+    noise_key = None if key is None else keys.stream(key, "noise")
+    plan = jax.tree.map(lambda a: _at_precision_of(x, a), sampler.plan(levels))
+
+    def body(carry, xs):
+        (x, state), (index, coefficients) = carry, xs
+        step_keys = None if noise_key is None else keys.per_example(jax.random.fold_in(noise_key, index), ids)
+        x_next, state, denoised = sampler.step(step_keys, denoise, x, state, coefficients)
+        x_next = x_next.astype(x.dtype)
+        return (x_next, state), keep(x_next, denoised)
+
+    (x, _), kept = jax.lax.scan(body, (x, sampler.init(x)), (jnp.arange(len(levels.alpha) - 1), plan))
+    return x, kept
+
+
+def initial_noise(key: jax.Array | None, levels: Level, shape: Sequence[int], ids: ArrayLike) -> jax.Array:
+    """Draws x [B, ...] at a grid's first level: hypot(alpha, sigma) * noise, exact for standard normal data.
+
+    Raises:
+        TypeError: no key.
+    """
+    example_keys = None if key is None else keys.per_example(keys.stream(key, "init"), ids)
+    return jnp.hypot(jnp.asarray(levels.alpha[0]), jnp.asarray(levels.sigma[0])) * normal(example_keys, shape)
+
+
+def normal(example_keys: jax.Array | None, shape: Sequence[int]) -> jax.Array:
+    """Standard normal [B, ...], example i from key i.
+
+    Raises:
+        TypeError: no keys.
+    """
+    if example_keys is None:
+        raise TypeError("key: expected a typed key such as jax.random.key(0), received None")
+    return keys.draw(jax.random.normal, example_keys, tuple(shape[1:]))
+
+
+def ends(levels: Level) -> tuple[Level, Level]:
+    """The noisier and the less noisy end, t and s, of every step of a grid [N + 1], each a Level [N].
+
+    Where the values are known they come as numpy float64, so that coefficients are computed at full precision.
+    """
+    if any(isinstance(a, jax.core.Tracer) for a in levels):
+        levels = Level(*map(jnp.asarray, levels))
+    else:
+        levels = Level(np.asarray(levels.t), np.asarray(levels.alpha, np.float64), np.asarray(levels.sigma, np.float64))
+    return Level(*(a[:-1] for a in levels)), Level(*(a[1:] for a in levels))
+
+
+def pairs(levels: Level) -> tuple[Level, Level, Array, Array]:
+    """t, s, r = (alpha_t sigma_s) / (alpha_s sigma_t) and 1 - r^2, for every step of a grid that goes towards the data.
+
+    1 - r^2 = 1 - exp(log_snr_t - log_snr_s) is the share of x_t's noise that the step can remove: every variance and
+    weight of Eq. 7 of Ho et al. 2020 is a multiple of it, and no term divides by alpha_t or sigma_s, which may be 0.
+    """
+    t, s = ends(levels)
+    r = (t.alpha * s.sigma) / (s.alpha * t.sigma)
+    return t, s, r, 1 - r**2
+
+
+def refuse_noisier_steps(levels: Level, method: str) -> None:
+    """Checks that a grid goes towards the data, step by step, where its values are known.
+
+    Raises:
+        ValueError: a step stays at its noise level, or goes to a noisier one.
+    """
+    if isinstance(levels.alpha, jax.core.Tracer) or isinstance(levels.sigma, jax.core.Tracer):
+        return
+    angle = np.arctan2(np.asarray(levels.sigma), np.asarray(levels.alpha))  # finite at both ends, unlike log_snr
+    if np.any(np.diff(angle) >= 0):
+        step = int(np.argmax(np.diff(angle) >= 0))
+        raise ValueError(f"levels: {method} expected every level less noisy than the one before, "
+                         f"received t = {levels.t[step]} then {levels.t[step + 1]}")  # fmt: skip
+
+
+def _at_precision_of(x: jax.Array, a: ArrayLike) -> jax.Array:
+    """Coefficients in the precision of x, though never below float32; integers as they are."""
+    a = jnp.asarray(a)
+    return a.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(a.dtype, jnp.floating) else a

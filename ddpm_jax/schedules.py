@@ -1,0 +1,159 @@
+"""Noise schedules: how much signal and how much noise x_t holds.
+
+    x_t = alpha x0 + sigma eps,    alpha = sqrt(alpha_bar),    sigma = sqrt(1 - alpha_bar)
+
+t is an integer in 0..T-1; t = 0 is one step of noise (the paper's t minus 1). `alpha` and `sigma` are the signal and the
+noise scale; the per-step quantity that Ho et al. call alpha_t is `1 - beta` here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+Array = jax.Array | np.ndarray
+
+
+class Level(NamedTuple):
+    """One noise level (scalars or [B]), or a grid of them ([N + 1]).
+
+    Attributes:
+        t: What the network is told; 0 at the clean end.
+        alpha: Signal scale, in [0, 1].
+        sigma: Noise scale, in [0, 1].
+    """
+
+    t: Array
+    alpha: Array
+    sigma: Array
+
+
+class Schedule(NamedTuple):
+    """The tables of a discrete-time diffusion process, each [T].
+
+    They are computed in float64 and stored in JAX's default precision: float32, or float64 under `jax_enable_x64`. Each
+    table is its own, since 1 - alpha_bar in float32 keeps four digits at t = 0, where `sigma` keeps seven.
+
+    Attributes:
+        beta: Variance of the noise that step t adds, in (0, 1).
+        alpha_bar: Product of 1 - beta over 0..t (Eq. 4, Ho et al. 2020).
+        alpha: Signal scale sqrt(alpha_bar).
+        sigma: Noise scale sqrt(1 - alpha_bar).
+    """
+
+    beta: jax.Array
+    alpha_bar: jax.Array
+    alpha: jax.Array
+    sigma: jax.Array
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of steps of noise."""
+        return len(self.beta)
+
+    def level(self, t: ArrayLike) -> Level:
+        """Looks up the noise level at integer times.
+
+        Args:
+            t: Integers in 0..T-1, of any shape.
+
+        Returns:
+            The Level, its arrays in the shape of t. Under `jit`, where t cannot be checked, a t outside 0..T-1 gives
+            NaN, never a neighbour.
+
+        Raises:
+            TypeError: t is not an integer.
+            ValueError: t is concrete and outside 0..T-1.
+        """
+        t = self._checked(t)
+        return Level(t, lookup(self.alpha, t), lookup(self.sigma, t))
+
+    def _checked(self, t: ArrayLike) -> jax.Array:
+        if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
+            raise TypeError(f"t: expected integers in 0..{self.num_steps - 1}, received {jnp.result_type(t)}")
+        if not isinstance(t, jax.core.Tracer) and np.any((np.asarray(t) < 0) | (np.asarray(t) >= self.num_steps)):
+            raise ValueError(f"t: expected integers in 0..{self.num_steps - 1}, received {np.asarray(t)}")
+        return jnp.asarray(t)
+
+
+def lookup(table: jax.Array, t: jax.Array) -> jax.Array:
+    """Reads table[t], and NaN where t lies outside the table (an index of JAX's own would clamp).
+
+    Args:
+        table: [T].
+        t: Integers, of any shape.
+
+    Returns:
+        Values in the shape of t.
+    """
+    inside = (t >= 0) & (t < len(table))
+    return jnp.where(inside, table[jnp.where(inside, t, 0)], jnp.nan)
+
+
+def from_betas(betas: ArrayLike) -> Schedule:
+    """Builds a schedule from the variances of its steps.
+
+    Args:
+        betas: [T], each in (0, 1).
+
+    Returns:
+        The Schedule, with T steps.
+
+    Raises:
+        ValueError: betas is not one-dimensional, is empty, or has a value outside (0, 1).
+    """
+    beta = np.asarray(betas, np.float64)
+    if beta.ndim != 1 or len(beta) == 0:
+        raise ValueError(f"betas: expected one dimension [T], received shape {beta.shape}")
+    if not np.all((beta > 0) & (beta < 1)):
+        raise ValueError(f"betas: expected values in (0, 1), received {beta.min()} to {beta.max()}")
+    log_alpha_bar = np.cumsum(np.log1p(-beta))
+    alpha_bar, alpha, sigma = np.exp(log_alpha_bar), np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
+    with jax.ensure_compile_time_eval():  # tables are known numbers, also when a compiled function makes them
+        return Schedule(*map(jnp.asarray, (beta, alpha_bar, alpha, sigma)))
+
+
+def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """The schedule of Ho et al. 2020, section 4: betas that grow linearly.
+
+    Args:
+        num_steps: T, at least 1.
+        beta_start: beta at t = 0, in (0, 1).
+        beta_end: beta at t = T - 1, in (0, 1).
+
+    Returns:
+        The Schedule.
+
+    Raises:
+        ValueError: num_steps is below 1 or a beta outside (0, 1).
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps: expected at least 1, received {num_steps}")
+    return from_betas(np.linspace(beta_start, beta_end, num_steps, dtype=np.float64))
+
+
+def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """The schedule of Nichol & Dhariwal 2021 (arXiv 2102.09672), Eq. 17: alpha_bar falls as a squared cosine.
+
+        alpha_bar(u) proportional to cos((u + offset) / (1 + offset) * pi / 2)^2,    u in [0, 1]
+
+    Args:
+        num_steps: T, at least 1.
+        offset: Keeps beta at t = 0 from being too small; at least 0.
+        max_beta: The largest beta, in (0, 1).
+
+    Returns:
+        The Schedule.
+
+    Raises:
+        ValueError: num_steps is below 1, or the betas leave (0, 1).
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps: expected at least 1, received {num_steps}")
+    u = np.linspace(0, 1, num_steps + 1, dtype=np.float64)
+    alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
+    return from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))

@@ -1,0 +1,66 @@
+"""What a run is made of, between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddpm_jax import keys
+from ddpm_jax.networks import Network
+
+
+class TrainState(NamedTuple):
+    """Everything that changes in training; all randomness follows from the seed and the step.
+
+    Attributes:
+        step: How many steps were taken, int32 scalar; also the number of the next batch.
+        params: The network's variables.
+        opt_state: The optimizer's.
+        ema: The moving average of params.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+def init_params(key: jax.Array, network: Network, image_shape: Sequence[int]) -> Any:
+    """The network's variables before training.
+
+    Args:
+        key: A typed key.
+        network: The network.
+        image_shape: (H, W, C).
+
+    Raises:
+        ValueError: images that the network cannot take.
+    """
+    return network.init(keys.stream(key, "init"), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32))
+
+
+def init_state(
+    key: jax.Array, network: Network, optimizer: optax.GradientTransformation, image_shape: Sequence[int]
+) -> TrainState:
+    """The state before the first step, its average a copy of the parameters.
+
+    Args:
+        key: A typed key.
+        network: The network.
+        optimizer: Its optimizer.
+        image_shape: (H, W, C).
+
+    Raises:
+        ValueError: images that the network cannot take.
+    """
+    params = init_params(key, network, image_shape)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.tree.map(jnp.copy, params))
+
+
+def num_params(params: Any) -> int:
+    """How many numbers the parameters hold."""
+    return sum(a.size for a in jax.tree.leaves(params))

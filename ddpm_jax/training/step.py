@@ -1,0 +1,91 @@
+"""One step of training: Algorithm 1 of Ho et al. 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddpm_jax import images, keys, losses
+from ddpm_jax.networks import Network
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.training import ema
+from ddpm_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(
+    key: jax.Array,
+    network: Network,
+    schedule: Schedule,
+    optimizer: optax.GradientTransformation,
+    *,
+    prediction: str = "eps",
+    random_flip: bool = False,
+    ema_decay: float = 0.9999,
+    ema_warmup: bool = False,
+) -> TrainStep:
+    """Makes the training step; the caller compiles it, with the state donated.
+
+    What is random (noise level, noise, flip, dropout) follows from (key, step, place in the global batch) alone, so it is
+    the same on any number of devices.
+
+    Args:
+        key: A typed key, the run's seed.
+        network: Called as network(x_t [B, H, W, C], t [B], train=True).
+        schedule: The noise schedule.
+        optimizer: What turns gradients into updates.
+        prediction: What the network predicts: "eps", "x0", "v" or "score".
+        random_flip: Whether images are mirrored at random.
+        ema_decay: Of the average, in [0, 1).
+        ema_warmup: Whether its decay grows from 0.
+
+    Returns:
+        (state, batch with `image` uint8 [B, H, W, C]) -> (state, metrics: scalars `loss`, `grad_norm`, `is_finite`).
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        def key_of(name: str) -> jax.Array:
+            return jax.random.fold_in(keys.stream(key, name), state.step)
+
+        x0 = images.to_float(batch["image"])
+        ids = jnp.arange(len(x0))
+        if random_flip:
+            x0 = images.random_flip(keys.per_example(key_of("flip"), ids), x0)
+        dropout_keys = keys.per_example(key_of("dropout"), ids)
+
+        def loss_of(params: Any) -> jax.Array:
+            def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
+                return predict_in_training(network, params, x_t, t, dropout_keys)
+
+            return losses.simple(key_of("loss"), schedule, predict, x0, prediction, ids).mean()
+
+        loss, gradient = jax.value_and_grad(loss_of)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = ema.update(state.ema, params, state.step, ema_decay, ema_warmup)
+        grad_norm = optax.global_norm(gradient)
+        metrics = {"loss": loss, "grad_norm": grad_norm, "is_finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm)}
+        return TrainState(state.step + 1, params, opt_state, average), metrics
+
+    return train_step
+
+
+def predict_in_training(
+    network: Network, params: Any, x_t: jax.Array, t: jax.Array, dropout_keys: jax.Array
+) -> jax.Array:
+    """Runs the network with dropout, each example's mask from its own key.
+
+    The network is mapped over single examples, which is what makes its masks independent of the batch; convolutions and
+    products see the whole batch all the same, since mapping them over examples is what batching means.
+    """
+
+    def of_one(x_t: jax.Array, t: jax.Array, key: jax.Array) -> jax.Array:
+        return network.apply(params, x_t[None], t[None], train=True, rngs={"dropout": key})[0]
+
+    return jax.vmap(of_one)(x_t, t, dropout_keys)

@@ -1,0 +1,112 @@
+"""Where figures go: metrics.jsonl, TensorBoard, and the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Protocol
+
+from tqdm import tqdm
+
+
+class Writer(Protocol):
+    """Takes the figures of a step."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Records the figures of a step."""
+
+    def close(self) -> None:
+        """Finishes; nothing is written after."""
+
+
+class Jsonl:
+    """One JSON object a line: {"step": 100, "loss": 0.1, ...}, each step once.
+
+    Args:
+        path: The file. On resuming, lines after the restored step, and a last line that was cut short, are removed.
+        step: The restored step, 0 for a new run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], step: int = 0):
+        self._path = pathlib.Path(path)
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+        replacement = self._path.with_suffix(".tmp")
+        replacement.write_text("".join(kept))
+        replacement.replace(self._path)
+        self._file = self._path.open("a", buffering=1)
+
+    def _lines(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Appends a line."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files for TensorBoard; needs the extra `tensorboard`.
+
+    Args:
+        folder: Where they go.
+        step: The restored step; later events of an earlier run are hidden.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes one scalar a figure."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
+
+
+class Terminal:
+    """A progress bar where there is a terminal, plain lines elsewhere.
+
+    Args:
+        step: Where the run starts.
+        num_steps: Where it ends.
+    """
+
+    def __init__(self, step: int, num_steps: int):
+        self._num_steps = num_steps
+        self._bar = (
+            tqdm(initial=step, total=num_steps, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+        )
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        tqdm.write(line) if self._bar is not None else print(line, flush=True)
+
+    def advance(self) -> None:
+        """Moves the bar on by one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Shows loss and speed."""
+        shown = {name: f"{figures[name]:.4g}" for name in ("loss", "images_per_second") if name in figures}
+        if self._bar is not None:
+            self._bar.set_postfix(shown)
+        else:
+            self.say(f"step {step}/{self._num_steps}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,94 @@
+"""Draws images with a trained model: `python sample.py --workdir runs/digits --num 64 --out out/digits`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Literal
+
+from ddpm_jax.config import Config, UsageError, blame, from_dict, parse, run_script
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to draw."""
+
+    workdir: str = "runs/digits"
+    """Where the model was trained; its last checkpoint is used."""
+    num: int = 64
+    """How many images."""
+    out: str = "out"
+    """The folder for grid.png and samples.npz (`image`, uint8 [N, H, W, C])."""
+    seed: int = 0
+    """Image i depends on (seed, i) alone, not on --num or --batch-size."""
+    batch_size: int = 64
+    """Images drawn at once."""
+    sampler: Literal["ddpm", "ddim"] | None = None
+    """As the run's config says, by default; so for all below."""
+    steps: int | None = None
+    """How many noise levels to visit."""
+    eta: float | None = None
+    """ddim: the share of noise that is drawn anew, 0 to 1."""
+    variance: Literal["fixed_small", "fixed_large"] | None = None
+    """ddpm: the variance of its steps."""
+    spacing: Literal["leading", "linspace", "trailing", "quadratic"] | None = None
+    """Which noise levels are visited."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the options and the workdir, draws, and writes the images."""
+    options = parse(Options(), argv, str(__doc__))
+    if options.num < 1:
+        raise UsageError(f"--num: expected at least 1, received {options.num}")
+    if options.batch_size < 1:
+        raise UsageError(f"--batch-size: expected at least 1, received {options.batch_size}")
+    folder = pathlib.Path(options.workdir) / "checkpoints"
+    if not folder.is_dir():
+        raise UsageError(
+            f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}"
+        )
+
+    import jax  # here and below, so that --help and mistakes are answered at once
+    import numpy as np
+    from tqdm import tqdm
+
+    from ddpm_jax import factory, images, sharding
+    from ddpm_jax.checkpoint import Checkpoints
+    from ddpm_jax.training.state import init_params
+
+    with blame("--workdir"), Checkpoints(folder) as checkpoints:
+        step = checkpoints.latest
+        if step is None:
+            raise UsageError(f"--workdir: expected a checkpoint in {folder}, there is none yet")
+        run = checkpoints.metadata(step)
+        config, image_shape = with_options(from_dict(run["config"]), options), tuple(run["image_shape"])
+        schedule, network = factory.make_schedule(config.diffusion), factory.make_network(config.network)
+        draw = factory.make_draw(config, network, schedule, image_shape)
+        mesh = sharding.make_mesh()
+        init = functools.partial(init_params, jax.random.key(0), network, image_shape)
+        abstract = sharding.abstract(init, sharding.replicated(mesh))
+        params = checkpoints.load(step, {"ema": abstract})["ema"]
+
+    drawn = []
+    for start in tqdm(range(0, options.num, options.batch_size), unit="batch", disable=None):
+        ids = range(start, start + options.batch_size)  # the last batch is drawn whole, so that one program serves all
+        drawn.append(jax.device_get(draw(jax.random.key(options.seed), params, sharding.put_ids(mesh, ids))))
+    image = np.concatenate(drawn)[: options.num]
+    out = pathlib.Path(options.out)
+    with blame("--out"):
+        images.save_grid(out / "grid.png", image)
+        np.savez(out / "samples.npz", image=image)
+    print(f"{options.num} images from step {step} of {options.workdir}: {out / 'grid.png'}, {out / 'samples.npz'}")
+
+
+def with_options(config: Config, options: Options) -> Config:
+    """The run's config, with the sampling that was asked for."""
+    given = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "variance", "spacing")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(config, sample=dataclasses.replace(config.sample, **given))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,161 @@
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from ddpm_jax import config
+from ddpm_jax.config import Config, Network, Train, UsageError
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+BASE = Config(workdir="runs/base")
+
+
+def read(*argv, default="digits"):
+    return config.read_config(argv, CONFIGS, default, "About.")
+
+
+def test_the_default_config_is_digits():
+    assert read() == read("--config", "configs/digits.py") == read("--config=digits")
+    assert read().data.source == "digits"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_is_sound_and_says_how_to_run_it(path):
+    found = read("--config", str(path))
+    config.check(found)
+    assert f"python train.py --config configs/{path.name}" in path.read_text()
+    assert config.from_dict(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+def test_the_papers_settings():
+    """Appendix B of Ho et al. 2020."""
+    cifar, church = read("--config", "cifar10"), read("--config", "lsun_church")
+    assert (cifar.optimizer.learning_rate, cifar.train.batch_size, cifar.train.num_steps) == (2e-4, 128, 800_000)
+    assert (cifar.network.dropout, cifar.sample.variance, cifar.ema.decay) == (0.1, "fixed_large", 0.9999)
+    assert (church.optimizer.learning_rate, church.train.batch_size, church.train.num_steps) == (2e-5, 64, 1_200_000)
+    assert (church.network.dropout, church.sample.variance) == (0.0, "fixed_small")
+    for found in (cifar, church):
+        assert (found.optimizer.warmup_steps, found.optimizer.clip_norm, found.diffusion.prediction) == (
+            5000,
+            1.0,
+            "eps",
+        )
+        assert (found.sample.sampler, found.sample.steps, found.data.random_flip) == ("ddpm", None, True)
+
+
+def test_options_override_the_file():
+    found = read("--train.num_steps", "7", "--network.multipliers", "1", "2", "3", "--data.random-flip", "True")
+    assert (found.train.num_steps, found.network.multipliers, found.data.random_flip) == (7, (1, 2, 3), True)
+    assert found.optimizer == read().optimizer
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--train.num_stepz", "3"], "--train.num_stepz: expected an option, perhaps --train.num_steps"),
+        (["--trian.batch_size=3"], "perhaps --train.batch_size"),
+        (["extra"], "extra: expected an option"),
+        (["--train.num_steps", "many"], "--train.num-steps"),
+        (["--train.num_steps"], "--train.num-steps"),
+        (["--diffusion.prediction", "noise"], "--diffusion.prediction"),
+        (["--config", "mnist"], "--config: expected a file.py or one of celebahq256, cifar10, digits"),
+        (["--config", "no/such/file.py"], "--config: expected a file.py"),
+        (["--config"], "--config: expected a value"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_option(argv, said):
+    with pytest.raises(UsageError) as error:
+        read(*argv)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "│" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [("x = 1", "get_config"), ("def get_config(:", "cannot be read")])
+def test_a_file_that_is_no_config_is_named(tmp_path, text, said):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"--config.*{said}"):
+        read("--config", str(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": Train(num_steps=0)},
+        {"train": Train(batch_size=-1)},
+        {"train": Train(seed=-1)},
+        {"network": Network(dropout=1.0)},
+        {"network": Network(multipliers=())},
+        {"network": Network(multipliers=(1, 0))},
+        {"sample": config.Sample(num=0)},
+        {"optimizer": config.Optimizer(learning_rate=float("nan"))},
+    ],
+)
+def test_numbers_out_of_range_are_refused(change):
+    (part,) = change
+    config.check(BASE)
+    with pytest.raises(UsageError, match=f"--{part}"):
+        config.check(dataclasses.replace(BASE, **change))
+
+
+def test_what_may_change_on_resuming_and_what_may_not():
+    later = dataclasses.replace(
+        BASE,
+        workdir="elsewhere",
+        train=dataclasses.replace(BASE.train, num_steps=9, seed=3),
+        network=dataclasses.replace(BASE.network, channels=64),
+    )
+    allowed, refused = config.changes(BASE, later)
+    assert allowed == ["workdir: runs/base -> elsewhere", "train.num_steps: 800000 -> 9"]
+    assert refused == ["network.channels: 128 -> 64", "train.seed: 0 -> 3"]
+    assert config.changes(BASE, BASE) == ([], [])
+
+
+def test_a_config_of_another_version_is_refused():
+    values = dataclasses.asdict(BASE)
+    values["network"]["depth"] = 3
+    with pytest.raises(ValueError, match="depth"):
+        config.from_dict(values)
+
+
+def test_a_workdir_belongs_to_its_config(tmp_path, capsys):
+    mine = dataclasses.replace(BASE, workdir=str(tmp_path / "run"))
+    with config.claim(mine) as workdir:
+        config.write_config(workdir, mine)
+    longer = dataclasses.replace(mine, train=dataclasses.replace(mine.train, num_steps=9))
+    with config.claim(longer):
+        assert "train.num_steps: 800000 -> 9" in capsys.readouterr().out
+    other = dataclasses.replace(mine, network=dataclasses.replace(mine.network, channels=64))
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(UsageError, match=r"--workdir.*network\.channels: 128 -> 64"), config.claim(other):
+        pass
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_workdir_is_locked_while_a_run_is_alive_and_free_after_it_was_killed(tmp_path):
+    mine = dataclasses.replace(BASE, workdir=str(tmp_path))
+    code = (
+        "import sys, time; from ddpm_jax.config import *\n"
+        f"with claim(Config(workdir={str(tmp_path)!r})): print('claimed', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "claimed\n"
+        with pytest.raises(UsageError, match=r"--workdir.*in use"), config.claim(mine):
+            pass
+        other.kill()
+    with config.claim(mine):
+        pass
+
+
+def test_a_workdir_that_is_a_file_or_holds_a_broken_config_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UsageError, match="--workdir"), config.claim(dataclasses.replace(BASE, workdir=str(file))):
+        pass
+    (tmp_path / "config.json").write_text('{"workdir"')
+    with pytest.raises(UsageError, match="--workdir"), config.claim(dataclasses.replace(BASE, workdir=str(tmp_path))):
+        pass

@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import schedules
+
+LINEAR = schedules.linear(1000)
+
+
+@pytest.mark.parametrize(("x64", "rtol"), [(True, 1e-9), (False, 1e-7)])
+def test_linear_has_the_papers_values(x64, rtol):
+    """Recomputed in float64 from beta = linspace(1e-4, 0.02, 1000), Ho et al. 2020."""
+    with jax.enable_x64(x64):
+        linear = schedules.linear(1000)
+    alpha_bar = np.asarray(linear.alpha_bar)
+    np.testing.assert_allclose(alpha_bar[[0, 499, 999]], [0.9999, 0.0785872429, 4.0358297654e-5], rtol=rtol)
+    log_snr = 2 * np.log(np.asarray(linear.alpha) / np.asarray(linear.sigma))
+    np.testing.assert_allclose(log_snr[[0, -1]], [9.2102404, -10.1176732], rtol=max(rtol, 1e-8))
+
+
+def test_cosine_has_the_papers_values():
+    """Recomputed in float64 from Eq. 17 of Nichol & Dhariwal 2021."""
+    cosine = schedules.cosine(1000)
+    np.testing.assert_allclose(np.asarray(cosine.beta)[[0, -1]], [4.128422e-5, 0.999], rtol=1e-6)
+    np.testing.assert_allclose(cosine.alpha_bar[0], 0.9999587158, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("make", "num_steps"), [(schedules.linear, 1000), (schedules.cosine, 50), (schedules.linear, 1)]
+)
+def test_tables_are_computed_in_float64(make, num_steps):
+    with jax.enable_x64(True):
+        schedule = make(num_steps)
+    for table, stored in zip(schedule, make(num_steps), strict=True):
+        assert table.dtype == np.float64
+        assert table.shape == (num_steps,)
+        assert stored.dtype == np.float32
+        np.testing.assert_array_equal(stored, np.asarray(table).astype(np.float32))
+    schedule = schedules.Schedule(*map(np.asarray, schedule))
+    np.testing.assert_allclose(schedule.alpha_bar, np.cumprod(1 - schedule.beta), rtol=1e-12)
+    np.testing.assert_allclose(schedule.alpha**2, schedule.alpha_bar, rtol=1e-14)
+    np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1, rtol=1e-14)
+
+
+def test_one_more_step_of_noise_gives_the_next_level():
+    """q(x_s), then q(x_t | x_s) = N(sqrt(1 - beta) x_s, beta), is q(x_t): the variances add up."""
+    with jax.enable_x64(True):
+        beta, _, alpha, sigma = map(np.asarray, schedules.linear(1000))
+    keep = np.sqrt(1 - beta[1:])
+    np.testing.assert_allclose(keep * alpha[:-1], alpha[1:], rtol=1e-12)
+    np.testing.assert_allclose(keep**2 * sigma[:-1] ** 2 + beta[1:], sigma[1:] ** 2, rtol=1e-12)
+
+
+def test_sigma_is_exact_in_float32_near_the_data():
+    """sqrt(1 - alpha_bar) in float32 is off by 8e-5 of itself at t = 0; the table by no more than rounding."""
+    assert float(LINEAR.level(0).sigma) == np.float32(0.01)
+    assert float(jnp.sqrt(1 - jnp.float32(LINEAR.alpha_bar[0]))) > 0.01 * (1 + 5e-5)
+
+
+def test_level_reads_the_tables():
+    t = jnp.array([[0, 499], [998, 999]])
+    level = jax.jit(LINEAR.level)(t)
+    np.testing.assert_allclose(level.alpha, LINEAR.alpha[np.asarray(t)], rtol=1e-6)
+    np.testing.assert_allclose(level.sigma, LINEAR.sigma[np.asarray(t)], rtol=1e-6)
+    np.testing.assert_array_equal(level.t, t)
+
+
+@pytest.mark.parametrize("t", [-1, 1000, np.array([3, 1000]), jnp.array([-1])])
+def test_level_refuses_times_out_of_range(t):
+    with pytest.raises(ValueError, match=r"0\.\.999"):
+        LINEAR.level(t)
+
+
+@pytest.mark.parametrize("t", [0.5, 3.0, np.zeros(2), True])
+def test_level_refuses_times_that_are_not_integers(t):
+    with pytest.raises(TypeError, match="integers"):
+        LINEAR.level(t)
+
+
+def test_a_traced_time_out_of_range_gives_nan_never_a_neighbour():
+    level = jax.jit(LINEAR.level)(jnp.array([-1, 0, 999, 1000]))
+    np.testing.assert_array_equal(np.isnan(level.alpha), [True, False, False, True])
+    np.testing.assert_array_equal(np.isnan(level.sigma), [True, False, False, True])
+
+
+def test_tables_take_traced_times_and_can_be_made_in_a_compiled_function():
+    read = jax.jit(lambda t: schedules.linear(1000).alpha[t] + LINEAR.alpha[t])
+    np.testing.assert_allclose(read(jnp.array([7])), 2 * LINEAR.alpha[7:8])
+
+
+def test_a_schedule_can_be_an_argument_of_a_compiled_function():
+    sigma = jax.jit(lambda schedule, t: schedule.level(t).sigma)(LINEAR, jnp.array([5]))
+    np.testing.assert_allclose(sigma, LINEAR.sigma[5:6], rtol=1e-6)
+
+
+@pytest.mark.parametrize("betas", [[], [[0.1]], [0.0, 0.1], [0.1, 1.0], [0.1, np.nan], 0.1])
+def test_from_betas_refuses_what_is_no_schedule(betas):
+    with pytest.raises(ValueError, match="betas"):
+        schedules.from_betas(betas)
+
+
+@pytest.mark.parametrize("make", [schedules.linear, schedules.cosine])
+def test_a_schedule_has_steps(make):
+    with pytest.raises(ValueError, match="num_steps"):
+        make(0)

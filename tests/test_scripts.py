@@ -1,0 +1,255 @@
+"""train.py and sample.py as their users run them: real processes, real files."""
+
+import hashlib
+import json
+import os
+import pathlib
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = [
+    "--network.channels", "8", "--network.multipliers", "1", "2", "--network.num_blocks", "1", "--network.num_groups", "4",
+    "--network.attention_resolutions", "4", "--train.batch_size", "8", "--train.log_every", "2", "--sample.num", "4",
+    "--sample.sampler", "ddim", "--sample.steps", "5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """The runs below share their programs, so that each is compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+
+
+def run(script, *args, **options):
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def train(workdir, *args):
+    return run("train.py", "--workdir", workdir, *SMALL, *args)
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def digest(folder):
+    """The names and contents of all files, but for the lock."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return [(str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    result = train(workdir, "--train.num_steps", 6, "--checkpoint.every", 4, "--train.sample_every", 4)
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def test_training_leaves_what_it_should(trained):
+    workdir, result = trained
+    assert [m["step"] for m in metrics(workdir)] == [2, 4, 6]
+    assert all(m["loss"] > 0 and m["grad_norm"] > 0 and m["images_per_second"] > 0 for m in metrics(workdir))
+    assert json.loads((workdir / "config.json").read_text())["train"]["num_steps"] == 6
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["4", "6"]
+    assert sorted(path.name for path in (workdir / "samples").iterdir()) == ["4.png", "6.png"]
+    assert Image.open(workdir / "samples" / "6.png").size == (510, 510)
+    assert "step 6/6  loss" in result.stdout, "plain lines where there is no terminal"
+    assert "\r" not in result.stdout + result.stderr
+
+
+def test_the_same_command_goes_on_to_the_same_end(trained, tmp_path):
+    """In two parts, with metrics of steps that were never saved: the same losses and the same picture as in one."""
+    workdir, _ = trained
+    first = train(tmp_path, "--train.num_steps", 4, "--checkpoint.every", 4, "--train.sample_every", 4)
+    assert first.returncode == 0, first.stderr
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 9.0}\n{"step": 6, "lo')
+    second = train(tmp_path, "--train.num_steps", 6, "--checkpoint.every", 4, "--train.sample_every", 4)
+    assert second.returncode == 0, second.stderr
+    assert "from step 4 to 6" in second.stdout
+    assert "train.num_steps: 4 -> 6" in second.stdout
+    whole, parts = ([(m["step"], m["loss"]) for m in metrics(folder)] for folder in (workdir, tmp_path))
+    assert whole == parts
+    assert (workdir / "samples" / "6.png").read_bytes() == (tmp_path / "samples" / "6.png").read_bytes()
+
+
+def test_training_that_has_ended_stays_as_it_is(trained):
+    workdir, _ = trained
+    before = digest(workdir)
+    again = train(workdir, "--train.num_steps", 6, "--checkpoint.every", 4, "--train.sample_every", 4)
+    assert again.returncode == 0, again.stderr
+    assert digest(workdir) == before
+
+
+def test_sampling_needs_the_workdir_alone(trained, tmp_path):
+    workdir, _ = trained
+    draw = lambda out, *args: run("sample.py", "--workdir", workdir, "--out", tmp_path / out, *args, cwd=tmp_path)  # noqa: E731
+    assert draw("a", "--num", 5, "--batch-size", 4).returncode == 0
+    assert draw("b", "--num", 3, "--batch-size", 3).returncode == 0
+    assert draw("c", "--num", 3, "--seed", 1).returncode == 0
+    assert draw("d", "--num", 3, "--sampler", "ddpm", "--steps", 5, "--variance", "fixed_small").returncode == 0
+    a, b, c, d = (np.load(tmp_path / name / "samples.npz")["image"] for name in "abcd")
+    assert a.shape == (5, 8, 8, 1)
+    assert a.dtype == np.uint8
+    assert np.abs(a[:3].astype(int) - b).max() <= 1, "image i is the same for any number and batch size"
+    assert not np.array_equal(b, c)
+    assert not np.array_equal(b, d)
+    assert Image.open(tmp_path / "a" / "grid.png").size == (3 * 19 * 9 - 19, 2 * 19 * 9 - 19), "enlarged 19 times"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--train.num_stepz", "3"], "--train.num_stepz: expected an option, perhaps --train.num_steps"),
+        (["--train.batch_size", "many"], "--train.batch-size"),
+        (["--train.batch_size", "0"], "--train.batch_size: expected a positive number, received 0"),
+        (["--config", "mnist"], "--config: expected a file.py or one of"),
+        (["--data.source", "folder", "--data.image_size", "8", "--data.path", "missing"], "--data.path: "),
+        (["--data.source", "folder", "--data.image_size", "8", "--data.path", "empty"], "--data.path: "),
+        (["--data.source", "folder", "--data.path", "empty"], "--data.image_size: expected"),
+        (["--data.source", "npz", "--data.path", "ragged.npz"], "--data.path: "),
+        (["--data.source", "npz"], "--data.path: expected an .npz file, received nothing"),
+        (["--data.source", "tfds", "--data.name", "cifar10", "--data.data_dir", "empty"], "download_and_prepare"),
+        (["--network.multipliers", "1", "1", "1", "1", "1"], "--network: multipliers: 5 levels expected"),
+        (["--network.channels", "9"], "--network: channels: "),
+        (["--sample.steps", "1001"], "--sample.steps: num_steps: expected 1 to 1000"),
+        (["--sample.sampler", "ddim", "--sample.eta", "2"], "--sample.eta: "),
+        (["--train.num_steps", "0"], "--train.num_steps: expected a positive number"),
+    ],
+)
+def test_a_mistake_in_training_is_one_line_and_writes_nothing(tmp_path, args, said):
+    (tmp_path / "empty").mkdir()
+    ragged = np.empty(2, object)
+    ragged[:] = [np.zeros((2, 2), np.uint8), np.zeros((3, 3), np.uint8)]
+    np.savez(tmp_path / "ragged.npz", image=ragged)
+    before = sorted(tmp_path.rglob("*"))
+    result = run("train.py", "--workdir", "run", *SMALL, *args, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("train.py: error: ")
+    assert result.stderr.count("\n") == 1
+    assert said in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--num", "0"], "--num: expected at least 1, received 0"),
+        (["--batch-size", "0"], "--batch-size: expected at least 1"),
+        (["--workdir", "nowhere"], "--workdir: expected a folder that train.py has saved checkpoints in"),
+        (["--steps", "0"], "--steps: "),
+        (["--nmu", "3"], "--nmu: expected an option, perhaps --num"),
+        (["--sampler", "ddmp"], "--sampler"),
+    ],
+)
+def test_a_mistake_in_sampling_is_one_line_and_writes_nothing(trained, tmp_path, args, said):
+    result = run("sample.py", "--workdir", trained[0], *args, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("sample.py: error: ")
+    assert result.stderr.count("\n") == 1
+    assert said in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_config_and_a_damaged_checkpoint_are_refused_and_nothing_is_overwritten(trained, tmp_path):
+    workdir = tmp_path / "copy"
+    subprocess.run(["cp", "-r", trained[0], workdir], check=True)
+    before = digest(workdir)
+    other = train(workdir, "--train.num_steps", 8, "--train.seed", 1, "--diffusion.prediction", "x0")
+    assert other.returncode == 2
+    assert "--workdir: " in other.stderr
+    assert "diffusion.prediction: " in other.stderr
+    assert "train.seed: 0 -> 1" in other.stderr
+    assert digest(workdir) == before
+    for file in (workdir / "checkpoints" / "6").rglob("d/*"):
+        file.write_bytes(b"")
+    before = digest(workdir)
+    damaged = train(workdir, "--train.num_steps", 8)
+    assert damaged.returncode == 2
+    assert damaged.stderr.startswith("train.py: error: --workdir: expected a checkpoint in ")
+    assert damaged.stderr.count("\n") == 1
+    assert digest(workdir) == before
+
+
+def test_a_file_that_is_no_image_is_named_and_the_run_goes_on(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    (tmp_path / "pictures" / "notes.png").write_text("no image")
+    result = train(
+        tmp_path / "run", "--data.source", "folder", "--data.path", tmp_path / "pictures", "--data.image_size", 8,
+        "--train.num_steps", 2, "--data.random_flip", "True",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "notes.png" in result.stderr
+    assert "5 images of (8, 8, 3)" in result.stdout
+
+
+def test_cifar10_trains_from_tfds_without_tensorflow(tmp_path):
+    result = run(
+        "train.py", "--config", "cifar10", "--workdir", tmp_path, *SMALL, "--train.num_steps", 3,
+        "--data.data_dir", ROOT / "tests" / "data" / "fixtures" / "tfds",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "images of (32, 32, 3)" in result.stdout
+    assert metrics(tmp_path)[-1]["step"] == 3
+
+
+def test_real_cifar10_trains_through_npz_and_the_loss_falls(test_data, tmp_path):
+    unpack = test_data / "data" / "unpack.py"
+    subprocess.run([sys.executable, str(unpack), "cifar10", str(tmp_path / "cifar10")], check=True)
+    result = run(
+        "train.py", "--config", "npz", "--workdir", tmp_path / "run", *SMALL, "--data.path", tmp_path / "cifar10" / "train.npz",
+        "--network.channels", 16, "--network.attention_resolutions", 16, "--train.batch_size", 16, "--train.num_steps", 300,
+        "--train.log_every", 50, "--optimizer.learning_rate", 1e-3, "--optimizer.warmup_steps", 20,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "50,000 images of (32, 32, 3)" in result.stdout
+    losses = [m["loss"] for m in metrics(tmp_path / "run")]
+    assert losses[0] > 2 * losses[-1]
+    assert losses[-1] < 0.2
+
+
+def test_tensorboard_and_a_progress_bar_in_a_terminal(tmp_path):
+    pytest.importorskip("tensorboardX")
+    parent, child = pty.openpty()
+    command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(tmp_path), *SMALL]
+    command += ["--train.num_steps", "4", "--train.tensorboard", "True"]
+    with subprocess.Popen(command, stdout=child, stderr=child) as process:
+        os.close(child)
+        shown = b""
+        while chunk := _read(parent):
+            shown += chunk
+    assert process.returncode == 0, shown.decode()
+    assert b"4/4" in shown
+    assert b"loss=" in shown
+    assert b"images_per_second=" in shown
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def _read(descriptor):
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # Linux's way to say that the other end is closed
+        return b""
+
+
+def test_help_answers_at_once_and_lists_the_options():
+    result = run("train.py", "--help")
+    assert result.returncode == 0
+    assert "--train.num-steps" in result.stdout
+    assert "8x8 handwritten digits" in result.stdout
+    assert "--num" in run("sample.py", "--help").stdout

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from ddpm_jax import writers
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_are_one_object_a_line(tmp_path):
+    writer = writers.Jsonl(tmp_path / "metrics.jsonl")
+    writer.write(100, {"loss": 0.5, "images_per_second": 10.0})
+    writer.write(200, {"loss": 0.25})
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"step": 100, "loss": 0.5, "images_per_second": 10.0},
+        {"step": 200, "loss": 0.25},
+    ], "also before it is closed"
+    writer.close()
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 400, "lo', '{"step": 400}'])
+def test_on_resuming_each_step_stands_once(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (100, 200, 300)) + tail)
+    writer = writers.Jsonl(path, step=200)
+    writer.write(300, {"loss": 1.0})
+    writer.close()
+    assert lines(path) == [{"step": 100}, {"step": 200}, {"step": 300, "loss": 1.0}]
+
+
+def test_tensorboard_writes_events(tmp_path):
+    tensorboardX = pytest.importorskip("tensorboardX")
+    assert tensorboardX
+    writer = writers.TensorBoard(tmp_path)
+    writer.write(1, {"loss": 0.5})
+    writer.close()
+    (event,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"loss" in event.read_bytes()
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    terminal = writers.Terminal(0, 200)
+    terminal.advance()
+    terminal.write(100, {"loss": 0.123456, "grad_norm": 1.0, "images_per_second": 321.06})
+    terminal.say("done")
+    terminal.close()
+    assert capsys.readouterr().out == "step 100/200  loss 0.1235  images_per_second 321.1\ndone\n"
+
+
+def test_a_bar_with_loss_and_speed_in_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    terminal = writers.Terminal(100, 200)
+    terminal.advance()
+    terminal.write(101, {"loss": 0.123456, "images_per_second": 321.06})
+    terminal.close()
+    shown = capsys.readouterr().err
+    assert "101/200" in shown
+    assert "loss=0.1235" in shown
+    assert "images_per_second=321.1" in shown

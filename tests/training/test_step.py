@@ -1,0 +1,132 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax import schedules
+from ddpm_jax.training import step
+from ddpm_jax.training.state import TrainState, init_params, init_state, num_params
+
+KEY = jax.random.key(0)
+SCHEDULE = schedules.linear(1000)
+
+
+class Tiny(nn.Module):
+    """Small enough to compile at once; has dropout, and looks at t."""
+
+    dropout: float = 0.3
+
+    @nn.compact
+    def __call__(self, x_t, t, *, train=False):
+        h = nn.Conv(8, (3, 3))(x_t) + nn.Dense(8)(t[:, None] / 1000)[:, None, None]
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
+        return nn.Conv(x_t.shape[-1], (3, 3))(h)
+
+
+NETWORK = Tiny()
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+BATCH = {"image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)}
+
+
+def new_state():
+    return init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1))
+
+
+def make(**options):
+    return step.make_train_step(KEY, NETWORK, SCHEDULE, OPTIMIZER, **options)
+
+
+def test_the_state_before_training():
+    state = init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1))
+    assert state.step == 0
+    for average, param in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(average, param)
+    again, other = (init_params(key, NETWORK, (8, 8, 1)) for key in (KEY, jax.random.key(1)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.params, again))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, state.params, other))
+    assert num_params(state.params) == sum(a.size for a in jax.tree.leaves(state.params))
+
+
+def test_a_step_lowers_the_loss_of_its_own_batch():
+    train_step, state = jax.jit(make()), new_state()
+    _, before = train_step(state, BATCH)
+    for _ in range(30):
+        state, metrics = train_step(state, BATCH)
+    _, after = train_step(state._replace(step=jnp.zeros((), jnp.int32)), BATCH)
+    assert state.step == 30
+    assert after["loss"] < 0.9 * before["loss"]
+    assert metrics["is_finite"]
+
+
+def test_the_gradient_is_clipped_by_its_global_norm_and_reported_unclipped():
+    sgd = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+    train_step = step.make_train_step(KEY, NETWORK, SCHEDULE, sgd)
+    state = new_state()._replace(opt_state=sgd.init(new_state().params))
+    after, metrics = jax.jit(train_step)(state, BATCH)
+    moved = optax.global_norm(jax.tree.map(jnp.subtract, after.params, state.params))
+    assert metrics["grad_norm"] > 1.0, "clipping binds"
+    np.testing.assert_allclose(moved, 1.0, rtol=1e-4)
+
+
+def test_everything_random_follows_the_step():
+    train_step, state = jax.jit(make(random_flip=True)), new_state()
+    loss_at = lambda n: float(train_step(state._replace(step=jnp.int32(n)), BATCH)[1]["loss"])  # noqa: E731
+    losses = [loss_at(n) for n in range(5)]
+    assert len(set(losses)) == 5
+    assert loss_at(3) == losses[3]
+
+
+@pytest.mark.parametrize("key", ["loss", "dropout", "flip"])
+def test_each_stream_matters(key, monkeypatch):
+    """Were a stream a constant, replacing it by another would change nothing."""
+    original = step.keys.stream
+    train_step = lambda: jax.jit(make(random_flip=True))(new_state(), BATCH)[1]["loss"]  # noqa: E731
+    before = train_step()
+    monkeypatch.setattr(step.keys, "stream", lambda k, name: original(k, name + "!" if name == key else name))
+    assert train_step() != before
+
+
+def test_dropout_masks_follow_the_example_not_its_place_in_the_batch():
+    state = new_state()
+    keys = jax.random.split(KEY, 6)
+    x, t = jax.random.normal(KEY, (6, 8, 8, 1)), jnp.arange(6)
+    predict = jax.jit(functools.partial(step.predict_in_training, NETWORK, state.params))
+    whole = predict(x, t, keys)
+    np.testing.assert_allclose(predict(x[4:], t[4:], keys[4:]), whole[4:], atol=1e-5)
+    np.testing.assert_allclose(predict(x[::-1], t[::-1], keys[::-1]), whole[::-1], atol=1e-5)
+    assert not np.allclose(whole, predict(x, t, keys[::-1]), atol=1e-3)
+    still = NETWORK.clone(dropout=0.0).apply(state.params, x, t)
+    assert not np.allclose(whole, still, atol=1e-3)
+    plain = functools.partial(step.predict_in_training, NETWORK.clone(dropout=0.0), state.params)
+    np.testing.assert_allclose(plain(x, t, keys), still, atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_are_reported():
+    state = new_state()
+    broken = state._replace(params=jax.tree.map(lambda a: a * np.inf, state.params))
+    assert not jax.jit(make())(broken, BATCH)[1]["is_finite"]
+    assert jax.jit(make())(state, BATCH)[1]["is_finite"]
+
+
+def test_the_state_is_donated_and_no_buffer_is_shared():
+    state = jax.jit(lambda: init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1)))()
+    after, _ = jax.jit(make(), donate_argnums=0)(state, BATCH)
+    assert all(a.is_deleted() for a in jax.tree.leaves(state.params) + jax.tree.leaves(state.ema))
+    jax.block_until_ready(after)
+    pointers = [a.unsafe_buffer_pointer() for a in jax.tree.leaves(after)]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_the_average_follows_the_parameters():
+    train_step = jax.jit(make(ema_decay=0.9))
+    first, _ = train_step(new_state(), BATCH)
+    assert jax.tree.all(jax.tree.map(np.array_equal, first.ema, first.params))
+    second, _ = train_step(first, BATCH)
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, first.params, second.params)
+    for average, value in zip(jax.tree.leaves(second.ema), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(average, value, rtol=1e-5, atol=1e-7)
+    assert isinstance(second, TrainState)

@@ -1,0 +1,94 @@
+"""Trains a diffusion model: `python train.py --config configs/digits.py`. The same command again resumes it."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from ddpm_jax.config import blame, check, claim, read_config, run_script, write_config
+
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the config, builds what it names, and trains it."""
+    config = read_config(argv, CONFIGS, default="digits", description=str(__doc__))
+    check(config)
+
+    import jax  # here and below, so that --help and mistakes are answered at once
+
+    from ddpm_jax import factory, images, sharding, writers
+    from ddpm_jax.checkpoint import Checkpoints
+    from ddpm_jax.data import pipeline
+    from ddpm_jax.training import loop
+    from ddpm_jax.training.state import TrainState, init_state, num_params
+    from ddpm_jax.training.step import make_train_step
+
+    # What is trained.
+    source = factory.make_source(config.data)
+    image_shape = source[0]["image"].shape
+    schedule = factory.make_schedule(config.diffusion)
+    network = factory.make_network(config.network)
+    optimizer = factory.make_optimizer(config.optimizer, config.train.num_steps)
+    draw = factory.make_draw(config, network, schedule, image_shape)
+
+    # Where, and by which step.
+    mesh = sharding.make_mesh()
+    key = jax.random.key(config.train.seed)
+    init = functools.partial(init_state, key, network, optimizer, image_shape)
+    with blame("--network"):
+        abstract = sharding.abstract(init, sharding.replicated(mesh))
+    with blame("--train.batch_size"):
+        sharding.check_batch_size(mesh, config.train.batch_size)
+    batches = pipeline.batches(
+        source, config.train.batch_size, config.train.seed,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    train_step = make_train_step(
+        key, network, schedule, optimizer,
+        prediction=config.diffusion.prediction, random_flip=config.data.random_flip,
+        ema_decay=config.ema.decay, ema_warmup=config.ema.warmup,
+    )  # fmt: skip
+
+    with contextlib.ExitStack() as stack:
+        # From the last checkpoint, or from the start.
+        workdir = stack.enter_context(claim(config))
+        with blame("--workdir"):
+            checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint.keep))
+            latest = checkpoints.latest
+            parts = None if latest is None else checkpoints.load(latest, abstract._asdict())
+        state = sharding.create(init, sharding.replicated(mesh)) if parts is None else TrainState(**parts)
+        start = int(state.step)
+        write_config(workdir, config)
+
+        def save(state: TrainState) -> None:
+            metadata = {"config": dataclasses.asdict(config), "image_shape": list(image_shape)}
+            checkpoints.save(int(state.step), state._asdict(), metadata)
+
+        def draw_grid(state: TrainState) -> None:
+            image = draw(
+                jax.random.key(config.sample.seed), state.ema, sharding.put_ids(mesh, range(config.sample.num))
+            )
+            images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
+
+        terminal = stack.enter_context(contextlib.closing(writers.Terminal(start, config.train.num_steps)))
+        outputs: list[writers.Writer] = [writers.Jsonl(workdir / "metrics.jsonl", start)]
+        if config.train.tensorboard:
+            with blame("--train.tensorboard"):
+                outputs.append(writers.TensorBoard(workdir / "tensorboard", start))
+        for output in outputs:
+            stack.enter_context(contextlib.closing(output))
+
+        terminal.say(f"{workdir}: {num_params(state.params):,} parameters, {len(source):,} images of {image_shape}, "
+                     f"{mesh.size} x {jax.devices()[0].device_kind}, from step {start} to {config.train.num_steps}")  # fmt: skip
+        loop.train(
+            state, train_step, stack.enter_context(contextlib.closing(pipeline.iterate(batches, start))), mesh,
+            config.train.num_steps, save=save, draw=draw_grid, terminal=terminal, writers=outputs,
+            save_every=config.checkpoint.every, draw_every=config.train.sample_every, log_every=config.train.log_every,
+        )  # fmt: skip
+        terminal.say(f"samples are in {workdir / 'samples'}; for more: python sample.py --workdir {workdir}")
+
+
+if __name__ == "__main__":
+    run_script(main)
