@@ -46,9 +46,7 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(f"--batch-size: expected at least 1, received {options.batch_size}")
     folder = pathlib.Path(options.workdir) / "checkpoints"
     if not folder.is_dir():
-        raise UsageError(
-            f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}"
-        )
+        raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
 
     import jax  # here and below, so that --help and mistakes are answered at once
     import numpy as np

@@ -67,9 +67,7 @@ def main(argv: Sequence[str]) -> None:
             checkpoints.save(int(state.step), state._asdict(), metadata)
 
         def draw_grid(state: TrainState) -> None:
-            image = draw(
-                jax.random.key(config.sample.seed), state.ema, sharding.put_ids(mesh, range(config.sample.num))
-            )
+            image = draw(jax.random.key(config.sample.seed), state.ema, sharding.put_ids(mesh, range(config.sample.num)))
             images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
 
         terminal = stack.enter_context(contextlib.closing(writers.Terminal(start, config.train.num_steps)))
@@ -80,8 +78,10 @@ def main(argv: Sequence[str]) -> None:
         for output in outputs:
             stack.enter_context(contextlib.closing(output))
 
-        terminal.say(f"{workdir}: {num_params(state.params):,} parameters, {len(source):,} images of {image_shape}, "
-                     f"{mesh.size} x {jax.devices()[0].device_kind}, from step {start} to {config.train.num_steps}")  # fmt: skip
+        terminal.say(
+            f"{workdir}: {num_params(state.params):,} parameters, {len(source):,} images of {image_shape}, "
+            f"{mesh.size} x {jax.devices()[0].device_kind}, from step {start} to {config.train.num_steps}"
+        )
         loop.train(
             state, train_step, stack.enter_context(contextlib.closing(pipeline.iterate(batches, start))), mesh,
             config.train.num_steps, save=save, draw=draw_grid, terminal=terminal, writers=outputs,

@@ -90,6 +90,4 @@ class Checkpoints:
             yield
         except Exception as error:
             reason = " ".join((str(error) if str(error) else repr(error)).split())[:200]
-            raise ValueError(
-                f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {reason}"
-            ) from error
+            raise ValueError(f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {reason}") from error

@@ -276,7 +276,8 @@ def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
     Returns:
         Differences that are allowed (MAY_CHANGE) and those that are not, each as "train.num_steps: 100 -> 200".
     """
-    allowed, refused = [], []
+    allowed: list[str] = []
+    refused: list[str] = []
     now = options(new)
     for name, before in options(old).items():
         if before != now[name]:
@@ -364,9 +365,7 @@ def claim(config: Config) -> Iterator[pathlib.Path]:
         if written.exists():
             allowed, refused = changes(from_dict(json.loads(written.read_text())), config)
             if refused:
-                raise UsageError(
-                    f"--workdir: expected the config that {workdir} was begun with, received {'; '.join(refused)}"
-                )
+                raise UsageError(f"--workdir: expected the config that {workdir} was begun with, received {'; '.join(refused)}")
             for change in allowed:
                 print(f"changed since this run began: {change}")
         workdir.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,8 @@ def q_posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: ArrayLike)
     """
     if schedule.num_steps < 2:
         raise ValueError(f"schedule: expected at least 2 steps, received {schedule.num_steps}")
-    t, _, sigma = schedule.level(t)
+    level = schedule.level(t)
+    t, sigma = jnp.asarray(level.t), level.sigma
     beta = lookup(schedule.beta, t)
     first = t == 0
     alpha_s = jnp.where(first, 1.0, lookup(schedule.alpha, jnp.where(first, 0, t - 1)))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import images, networks, samplers, schedules
+from ddpm_jax import images, networks, samplers, schedules, sharding
 from ddpm_jax.config import Config, Data, Diffusion, Network, Optimizer, Sample, UsageError, blame
 from ddpm_jax.data import sources
 from ddpm_jax.denoiser import make_denoise
@@ -114,9 +114,11 @@ def make_draw(config: Config, network: networks.Network, schedule: Schedule, ima
     """
     sampler, levels = make_sampler(config.sample), make_levels(config.sample, schedule)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=sharding.compiler_options())
     def draw(key: jax.Array, params: Any, ids: jax.Array) -> jax.Array:
-        predict = functools.partial(network.apply, params)
+        def predict(x_t: jax.Array, t: jax.Array) -> Any:
+            return network.apply(params, x_t, t)
+
         denoise = make_denoise(schedule, predict, config.diffusion.prediction, config.sample.clip)
         x = samplers.sample(key, sampler, denoise, levels, (len(ids), *image_shape), ids)
         return images.to_uint8(x)

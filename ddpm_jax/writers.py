@@ -85,9 +85,7 @@ class Terminal:
 
     def __init__(self, step: int, num_steps: int):
         self._num_steps = num_steps
-        self._bar = (
-            tqdm(initial=step, total=num_steps, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
-        )
+        self._bar = tqdm(initial=step, total=num_steps, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar where there is one."""

@@ -42,9 +42,7 @@ def test_q_posterior_has_the_papers_values():
     np.testing.assert_allclose(at_one.mean, 0.545291500, rtol=1e-6)
     np.testing.assert_allclose(at_one.variance, 5.4531877e-5, rtol=1e-6)
     np.testing.assert_allclose(at_one.log_variance, -9.8167251353, rtol=1e-6)
-    np.testing.assert_allclose(
-        diffusion.q_posterior(SCHEDULE, jnp.zeros((1,)), jnp.ones((1,)), 1).mean, 0.454708499, rtol=1e-6
-    )
+    np.testing.assert_allclose(diffusion.q_posterior(SCHEDULE, jnp.zeros((1,)), jnp.ones((1,)), 1).mean, 0.454708499, rtol=1e-6)
     last = diffusion.q_posterior(SCHEDULE, jnp.zeros((1,)), jnp.zeros((1,)), 999)
     np.testing.assert_allclose(last.variance, 0.0199999835, rtol=1e-6)
 

@@ -27,8 +27,8 @@ def test_the_example_learns_its_data_and_knows_no_flax():
 
 def test_the_commands_are_those_tested_here():
     assert COMMANDS == [
-        'pip install -e ".[test]" && python train.py --config configs/digits.py --workdir runs/digits',
-        "pytest",
+        "pip install -e . && python train.py --config configs/digits.py --workdir runs/digits",
+        'pip install -e ".[test]" && pytest',
         "python sample.py --workdir runs/digits --num 64 --out out/digits",
     ]
 

@@ -26,9 +26,7 @@ def test_cosine_has_the_papers_values():
     np.testing.assert_allclose(cosine.alpha_bar[0], 0.9999587158, rtol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("make", "num_steps"), [(schedules.linear, 1000), (schedules.cosine, 50), (schedules.linear, 1)]
-)
+@pytest.mark.parametrize(("make", "num_steps"), [(schedules.linear, 1000), (schedules.cosine, 50), (schedules.linear, 1)])
 def test_tables_are_computed_in_float64(make, num_steps):
     with jax.enable_x64(True):
         schedule = make(num_steps)

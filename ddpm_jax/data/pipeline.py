@@ -40,9 +40,7 @@ def batches(
             empty source.
     """
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size: expected a positive multiple of {process_count} (processes), received {batch_size}"
-        )
+        raise ValueError(f"batch_size: expected a positive multiple of {process_count} (processes), received {batch_size}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index: expected 0..{process_count - 1}, received {process_index}")
     if len(source) == 0:

@@ -88,9 +88,7 @@ def npz(path: str | PathLike[str]) -> Source:
         raise ValueError(f"npz: expected an array `image`, received none in {path}")
     image, label = arrays["image"], arrays.get("label")
     if image.dtype != np.uint8 or image.ndim not in (3, 4) or len(image) == 0:
-        raise ValueError(
-            f"npz: expected `image` as uint8 [N, H, W, C] or [N, H, W], N > 0, received {_spec(image)} in {path}"
-        )
+        raise ValueError(f"npz: expected `image` as uint8 [N, H, W, C] or [N, H, W], N > 0, received {_spec(image)} in {path}")
     if label is not None and (label.dtype.kind not in "iu" or label.shape != (len(image),)):
         raise ValueError(f"npz: expected `label` as integers [{len(image)}], received {_spec(label)} in {path}")
     return Arrays(image if image.ndim == 4 else image[..., None], label)
@@ -146,9 +144,7 @@ def folder(path: str | PathLike[str], image_size: int) -> Source:
         channels = list(pool.map(_num_channels, candidates))
     files = [file for file, number in zip(candidates, channels, strict=True) if number]
     if not files:
-        raise ValueError(
-            f"folder: expected images ending in {', '.join(_ENDINGS)}, found none that can be read below {root}"
-        )
+        raise ValueError(f"folder: expected images ending in {', '.join(_ENDINGS)}, found none that can be read below {root}")
     return Files(files, image_size, max(channels), _class_labels(root, files))
 
 
@@ -263,9 +259,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
 
-def tfds(
-    name: str, split: str = "train", data_dir: str | PathLike[str] | None = None, image_size: int | None = None
-) -> Source:
+def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None = None, image_size: int | None = None) -> Source:
     """A data set of TensorFlow Datasets, prepared in the ArrayRecord format; TensorFlow is not needed to read it.
 
     Args:

@@ -42,9 +42,7 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
 
 def conv(features: int, dtype: Dtype, *, size: int = 3, stride: int = 1, scale: float = 1.0, name: str | None = None):
     """A convolution with TensorFlow's SAME padding: for size 3 and stride 2 on even sizes, 0 before and 1 after."""
-    return nn.Conv(
-        features, (size, size), (stride, stride), "SAME", kernel_init=initializer(scale), dtype=dtype, name=name
-    )
+    return nn.Conv(features, (size, size), (stride, stride), "SAME", kernel_init=initializer(scale), dtype=dtype, name=name)
 
 
 class GroupNorm(nn.Module):
@@ -69,9 +67,7 @@ class GroupNorm(nn.Module):
 
         def over_group(channel_mean):
             mean = channel_mean.reshape(batch, self.num_groups, -1).mean(axis=2, keepdims=True)
-            return jnp.broadcast_to(mean, (batch, self.num_groups, channels // self.num_groups)).reshape(
-                batch, channels
-            )
+            return jnp.broadcast_to(mean, (batch, self.num_groups, channels // self.num_groups)).reshape(batch, channels)
 
         mean = over_group(x.mean(axis=1))
         variance = jnp.maximum(over_group((x * x).mean(axis=1)) - mean * mean, 0.0)

@@ -41,9 +41,7 @@ class UNet(nn.Module):
     dtype: layers.Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, train: bool = False
-    ) -> jax.Array:
+    def __call__(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """Runs the network.
 
         Args:
@@ -73,9 +71,7 @@ class UNet(nn.Module):
     def _embed_time(self, t: jax.Array) -> jax.Array:
         h = layers.timestep_embedding(t, self.channels)
         h = nn.Dense(4 * self.channels, kernel_init=layers.initializer(), dtype=self.dtype, name="time1")(h)
-        return nn.Dense(4 * self.channels, kernel_init=layers.initializer(), dtype=self.dtype, name="time2")(
-            nn.swish(h)
-        )
+        return nn.Dense(4 * self.channels, kernel_init=layers.initializer(), dtype=self.dtype, name="time2")(nn.swish(h))
 
     def _down(self, h: jax.Array, embedding: jax.Array, train: bool) -> tuple[jax.Array, list[jax.Array]]:
         skips = [h]

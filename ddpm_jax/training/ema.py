@@ -21,7 +21,6 @@ def update(ema: Any, params: Any, num_updates: jax.Array, decay: float, warmup: 
     Returns:
         The new average.
     """
-    if warmup:
-        decay = jnp.minimum(decay, (1 + num_updates) / (10 + num_updates))
-    decay = jnp.where(num_updates == 0, 0.0, decay)
-    return jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema, params)
+    d = jnp.minimum(decay, (1 + num_updates) / (10 + num_updates)) if warmup else decay
+    d = jnp.where(num_updates == 0, 0.0, d)
+    return jax.tree.map(lambda average, new: d * average + (1 - d) * new, ema, params)

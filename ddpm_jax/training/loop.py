@@ -83,7 +83,7 @@ def _compile(train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh,
     began = time.perf_counter()
     everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
     jitted = jax.jit(train_step, donate_argnums=0, in_shardings=(everywhere, divided), out_shardings=everywhere)
-    compiled = jitted.lower(state, batch).compile()
+    compiled = jitted.lower(state, batch).compile(sharding.compiler_options())
     terminal.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
     return compiled
 
@@ -94,7 +94,5 @@ def _mean(step: int, pending: Sequence[dict[str, jax.Array]]) -> dict[str, float
     finite = [bool(m["is_finite"]) for m in metrics]
     if not all(finite):
         first = step - len(metrics) + 1 + finite.index(False)
-        raise FloatingPointError(
-            f"loss or gradient is not finite at step {first}; the state is that of the last checkpoint"
-        )
+        raise FloatingPointError(f"loss or gradient is not finite at step {first}; the state is that of the last checkpoint")
     return {name: float(np.mean([m[name] for m in metrics])) for name in ("loss", "grad_norm")}

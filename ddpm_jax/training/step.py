@@ -76,9 +76,7 @@ def make_train_step(
     return train_step
 
 
-def predict_in_training(
-    network: Network, params: Any, x_t: jax.Array, t: jax.Array, dropout_keys: jax.Array
-) -> jax.Array:
+def predict_in_training(network: Network, params: Any, x_t: jax.Array, t: jax.Array, dropout_keys: jax.Array) -> jax.Array:
     """Runs the network with dropout, each example's mask from its own key.
 
     The network is mapped over single examples, which is what makes its masks independent of the batch; convolutions and

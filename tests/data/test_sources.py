@@ -234,9 +234,7 @@ def test_folder_crops_the_centre(tmp_path, height, width):
     save(tmp_path / "image.png", image)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    np.testing.assert_array_equal(
-        sources.folder(tmp_path, side)[0]["image"], image[top : top + side, left : left + side]
-    )
+    np.testing.assert_array_equal(sources.folder(tmp_path, side)[0]["image"], image[top : top + side, left : left + side])
 
 
 def test_folder_resizes_without_aliasing(tmp_path):
@@ -436,9 +434,7 @@ def builders_prepared_by(message, monkeypatch):
     words = shlex.split(message[message.index("pip install") :])
     assert words[:6] == ["pip", "install", "ddpm_jax[prepare]", "&&", "python", "-c"]
     seen = []
-    monkeypatch.setattr(
-        tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", lambda builder: seen.append(builder)
-    )
+    monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", lambda builder: seen.append(builder))
     exec(words[6], {})
     return seen
 

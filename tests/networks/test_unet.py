@@ -137,11 +137,10 @@ def from_torch_names(tensors, variables, num_blocks):
     }  # fmt: skip
     leaves = {
         "norm1": "norm1", "conv1": "conv1", "time": "time_emb_proj", "norm2": "norm2", "conv2": "conv2",
-        "shortcut": "conv_shortcut", "norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0",
+        "shortcut": "conv_shortcut", "norm": "group_norm",
+        "query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0",
     }  # fmt: skip
-    levels = 1 + max(
-        int(name[2]) for name in re.findall(r"up\d_\d|downsample\d", " ".join(variables)) if name[2].isdigit()
-    )
+    levels = 1 + max(int(name[2]) for name in re.findall(r"up\d_\d|downsample\d", " ".join(variables)) if name[2].isdigit())
 
     def torch_name(path):
         part, *rest = path

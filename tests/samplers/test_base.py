@@ -124,9 +124,7 @@ def test_the_levels_may_be_traced(sampler):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dtype_and_shape_are_those_of_the_start(sampler, dtype):
     x_init = jax.random.normal(KEY, (2, 4, 4, 1), dtype)
-    x = samplers.sample(
-        KEY, sampler, make_denoise(SCHEDULE, predict), grids.spaced(SCHEDULE, 5), x_init.shape, x_init=x_init
-    )
+    x = samplers.sample(KEY, sampler, make_denoise(SCHEDULE, predict), grids.spaced(SCHEDULE, 5), x_init.shape, x_init=x_init)
     assert x.dtype == dtype
     assert x.shape == x_init.shape
     assert np.isfinite(np.asarray(x, np.float32)).all()

@@ -28,7 +28,5 @@ def test_warm_up_forgets_the_start_and_ends_at_the_decay():
         warm = ema.update(warm, value, jnp.int32(n), 0.9999, warmup=True)
     assert plain < 0.03
     assert warm > 0.999
-    late = [
-        ema.update(jnp.float32(0.0), jnp.float32(1.0), jnp.int32(10**7), 0.9999, warmup) for warmup in (True, False)
-    ]
+    late = [ema.update(jnp.float32(0.0), jnp.float32(1.0), jnp.int32(10**7), 0.9999, warmup) for warmup in (True, False)]
     assert late[0] == late[1]
