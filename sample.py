@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
-from ddpm_jax.config import Config, UsageError, blame, from_dict, parse, run_script
+from ddpm_jax.cli import UsageError, blame, parse, run_script
+from ddpm_jax.config import Config, check_seed, from_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Options:
     num: int = 64
     """How many images."""
     out: str = "out"
-    """The folder for grid.png and samples.npz (`image`, uint8 [N, H, W, C])."""
+    """The folder for samples.npz (`image`, uint8 [N, H, W, C]) and grid.png (the first 256 of them)."""
     seed: int = 0
     """Image i depends on (seed, i) alone, not on --num or --batch-size."""
     batch_size: int = 64
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(f"--num: expected at least 1, received {options.num}")
     if options.batch_size < 1:
         raise UsageError(f"--batch-size: expected at least 1, received {options.batch_size}")
+    check_seed("--seed", options.seed)
     folder = pathlib.Path(options.workdir) / "checkpoints"
     if not folder.is_dir():
         raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
@@ -68,16 +70,18 @@ def main(argv: Sequence[str]) -> None:
         init = functools.partial(init_params, jax.random.key(0), network, image_shape)
         abstract = sharding.abstract(init, sharding.replicated(mesh))
         params = checkpoints.load(step, {"ema": abstract})["ema"]
+    with blame("--out"):
+        out = pathlib.Path(options.out)
+        out.mkdir(parents=True, exist_ok=True)
 
     drawn = []
-    for start in tqdm(range(0, options.num, options.batch_size), unit="batch", disable=None):
-        ids = range(start, start + options.batch_size)  # the last batch is drawn whole, so that one program serves all
+    size = min(options.batch_size, options.num)
+    for start in tqdm(range(0, options.num, size), unit="batch", disable=None):
+        ids = range(start, start + size)  # the last batch is drawn whole, so that one program serves all
         drawn.append(jax.device_get(draw(jax.random.key(options.seed), params, sharding.put_ids(mesh, ids))))
     image = np.concatenate(drawn)[: options.num]
-    out = pathlib.Path(options.out)
-    with blame("--out"):
-        images.save_grid(out / "grid.png", image)
-        np.savez(out / "samples.npz", image=image)
+    np.savez(out / "samples.npz", image=image)
+    images.save_grid(out / "grid.png", image[:256])
     print(f"{options.num} images from step {step} of {options.workdir}: {out / 'grid.png'}, {out / 'samples.npz'}")
 
 
@@ -85,8 +89,12 @@ def with_options(config: Config, options: Options) -> Config:
     """The run's config, with the sampling that was asked for."""
     given = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "variance", "spacing")}
     given = {name: value for name, value in given.items() if value is not None}
+    sampler = given.get("sampler", config.sample.sampler)
+    for option, method in (("eta", "ddim"), ("variance", "ddpm")):
+        if option in given and sampler != method:
+            raise UsageError(f"--{option}: expected with --sampler {method}, received with {sampler}")
     return dataclasses.replace(config, sample=dataclasses.replace(config.sample, **given))
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, section="sample.")

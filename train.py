@@ -6,7 +6,8 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-from ddpm_jax.config import blame, check, claim, read_config, run_script, write_config
+from ddpm_jax.cli import UsageError, blame, run_script
+from ddpm_jax.config import check, claim, from_dict, read_config, refuse_changes, write_config
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
@@ -27,7 +28,8 @@ def main(argv: Sequence[str]) -> None:
 
     # What is trained.
     source = factory.make_source(config.data)
-    image_shape = source[0]["image"].shape
+    with blame("--data"):
+        image_shape = source[0]["image"].shape
     schedule = factory.make_schedule(config.diffusion)
     network = factory.make_network(config.network)
     optimizer = factory.make_optimizer(config.optimizer, config.train.num_steps)
@@ -51,15 +53,28 @@ def main(argv: Sequence[str]) -> None:
         ema_decay=config.ema.decay, ema_warmup=config.ema.warmup,
     )  # fmt: skip
 
+    if config.train.tensorboard:
+        with blame("--train.tensorboard"):
+            writers.require_tensorboard()
+
     with contextlib.ExitStack() as stack:
         # From the last checkpoint, or from the start.
         workdir = stack.enter_context(claim(config))
         with blame("--workdir"):
             checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint.keep))
-            latest = checkpoints.latest
-            parts = None if latest is None else checkpoints.load(latest, abstract._asdict())
+            latest, parts = checkpoints.latest, None
+            if latest is not None:
+                begun = checkpoints.metadata(latest)
+                refuse_changes(from_dict(begun["config"]), config)
+                if begun["image_shape"] != list(image_shape):
+                    raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {image_shape}")
+                parts = checkpoints.load(latest, abstract._asdict())
         state = sharding.create(init, sharding.replicated(mesh)) if parts is None else TrainState(**parts)
         start = int(state.step)
+        with blame("--workdir"):
+            outputs = writers.make_writers(workdir, start, config.train.tensorboard)
+        for output in outputs:
+            stack.enter_context(contextlib.closing(output))
         write_config(workdir, config)
 
         def save(state: TrainState) -> None:
@@ -71,13 +86,6 @@ def main(argv: Sequence[str]) -> None:
             images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
 
         terminal = stack.enter_context(contextlib.closing(writers.Terminal(start, config.train.num_steps)))
-        outputs: list[writers.Writer] = [writers.Jsonl(workdir / "metrics.jsonl", start)]
-        if config.train.tensorboard:
-            with blame("--train.tensorboard"):
-                outputs.append(writers.TensorBoard(workdir / "tensorboard", start))
-        for output in outputs:
-            stack.enter_context(contextlib.closing(output))
-
         terminal.say(
             f"{workdir}: {num_params(state.params):,} parameters, {len(source):,} images of {image_shape}, "
             f"{mesh.size} x {jax.devices()[0].device_kind}, from step {start} to {config.train.num_steps}"

@@ -2,7 +2,8 @@
 
     python train.py --config configs/celebahq256.py
 
-Prepare the data set `celeb_a_hq/256` first; the first start says how. Hardware: the paper used a TPU v3-8, 2.2 steps/s,
+Prepare the data set `celeb_a_hq/256` first: the first start gives the command, and TensorFlow Datasets asks for images that
+you make by hand from CelebA. Hardware: the paper used a TPU v3-8, 2.2 steps/s,
 63 hours. Expect: faces at 256x256. Not yet reproduced here.
 """
 

@@ -1,6 +1,6 @@
 """CIFAR-10, 32x32, with the settings of Ho et al. 2020.
 
-    pip install "ddpm_jax[prepare]" && python -c 'import tensorflow_datasets as tfds; tfds.builder("cifar10", file_format="array_record").download_and_prepare()'
+    pip install -e ".[prepare]" && python -c 'import tensorflow_datasets as tfds; tfds.builder("cifar10", file_format="array_record").download_and_prepare()'
     python train.py --config configs/cifar10.py
 
 Hardware: the paper used a TPU v3-8, 21 steps/s, 10.6 hours. Expect: the paper reports FID 3.17 and Inception Score 9.46 at

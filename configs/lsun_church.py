@@ -2,7 +2,8 @@
 
     python train.py --config configs/lsun_church.py
 
-Prepare the data set `lsun/church_outdoor` first; the first start says how. Hardware: the paper used a TPU v3-8, 2.2 steps/s,
+Prepare the data set `lsun/church_outdoor` first: the first start gives the command, which needs tensorflow-io besides.
+Hardware: the paper used a TPU v3-8, 2.2 steps/s,
 151 hours. Expect: the paper reports FID 7.89. Not yet reproduced here.
 """
 

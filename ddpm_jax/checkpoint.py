@@ -23,16 +23,17 @@ class Checkpoints:
 
     Args:
         folder: Where they lie, `<workdir>/checkpoints`; made by the first save.
-        keep: How many of the latest are kept.
+        keep: How many of the latest are kept, and that the rest, and what a killed run left unfinished, is removed; None to
+            read only, also beside a run that is alive.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int = 1):
+    def __init__(self, folder: str | os.PathLike[str], keep: int | None = None):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file that it writes
         self._folder = pathlib.Path(folder).absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=keep is not None,
         )
 
     def __enter__(self) -> Checkpoints:
@@ -65,7 +66,10 @@ class Checkpoints:
             ValueError: it cannot be read.
         """
         with self._refusing(step):
-            return self._checkpointer.checkpointables_metadata(step).custom_metadata
+            found = self._checkpointer.checkpointables_metadata(step).custom_metadata
+            if not isinstance(found, dict):
+                raise ValueError(f"metadata is {found}")
+            return found
 
     def load(self, step: int, parts: dict[str, Tree]) -> dict[str, Tree]:
         """Loads parts of a checkpoint.

@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import fcntl
 import importlib.util
-import io
 import json
+import math
 import pathlib
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
-import tyro
+from ddpm_jax.cli import UsageError, blame, options, parse
 
 T = TypeVar("T")
-
-
-class UsageError(Exception):
-    """A mistake by the user, in one line that names the option and what was expected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,37 +172,6 @@ MAY_CHANGE = (
 """Fields that a run may resume with other values of; the others decide what it is."""
 
 
-def parse(default: T, argv: Sequence[str], description: str) -> T:
-    """Reads a tree of dataclasses from the command line.
-
-    Args:
-        default: The values of options that are not given.
-        argv: The command line, without the program's name.
-        description: Begins the help text.
-
-    Returns:
-        The default, with the given options replaced.
-
-    Raises:
-        UsageError: an unknown option, or a value of the wrong type.
-        SystemExit: after --help.
-    """
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            value, unknown = tyro.cli(
-                type(default), default=default, args=argv, description=description, return_unknown_args=True,
-                config=(tyro.conf.FlagConversionOff,),
-            )  # fmt: skip
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UsageError(_one_line(printed.getvalue())) from None
-    if unknown:
-        raise UsageError(f"{unknown[0]}: expected an option{_nearest(unknown[0], options(default))}; --help lists them")
-    return value
-
-
 def read_config(argv: Sequence[str], configs: pathlib.Path, default: str, description: str) -> Config:
     """Reads `--config NAME_OR_FILE`, then the other options as overrides of what the file says.
 
@@ -236,12 +198,13 @@ def read_config(argv: Sequence[str], configs: pathlib.Path, default: str, descri
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError, AttributeError) as error:
-        raise UsageError(f"--config: expected a config, {files[0]} cannot be read: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise UsageError(f"--config: expected a function get_config() in {files[0]}, received none")
+        config = module.get_config()
+    except Exception as error:  # whatever somebody else's code may raise
+        raise UsageError(f"--config: expected get_config() in {files[0]}, received {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise UsageError(f"--config: expected get_config() in {files[0]} to return a Config, received {type(config).__name__}")
     about = f"{description}\n\n--config {name}: {(module.__doc__ or '').strip()}"
-    return parse(module.get_config(), rest, about)
+    return parse(config, rest, about)
 
 
 def _take_option(argv: Sequence[str], option: str, default: str) -> tuple[str, list[str]]:
@@ -260,16 +223,6 @@ def _take_option(argv: Sequence[str], option: str, default: str) -> tuple[str, l
     return value, rest
 
 
-def options(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """All fields of a tree of dataclasses by their dotted names, {"train.num_steps": 100, ...}."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(tree):
-        value = getattr(tree, field.name)
-        name = prefix + field.name
-        found |= options(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
-    return found
-
-
 def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
     """What differs between the config of a run and that to resume it with.
 
@@ -283,6 +236,12 @@ def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
         if before != now[name]:
             (allowed if name.startswith(MAY_CHANGE) else refused).append(f"{name}: {before} -> {now[name]}")
     return allowed, refused
+
+
+def check_seed(option: str, seed: int) -> None:
+    """Raises UsageError for a seed that JAX cannot take."""
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"{option}: expected 0 to 4294967295, received {seed}")
 
 
 def check(config: Config) -> None:
@@ -305,12 +264,14 @@ def check(config: Config) -> None:
     for name, value in positive.items():
         if not value > 0:
             raise UsageError(f"--{name}: expected a positive number, received {value}")
-    for name, value in {
-        "optimizer.warmup_steps": config.optimizer.warmup_steps,
-        "train.seed": config.train.seed,
-    }.items():
-        if value < 0:
-            raise UsageError(f"--{name}: expected 0 or more, received {value}")
+    if not math.isfinite(config.optimizer.learning_rate):
+        raise UsageError(f"--optimizer.learning_rate: expected a finite number, received {config.optimizer.learning_rate}")
+    if config.optimizer.warmup_steps < 0:
+        raise UsageError(f"--optimizer.warmup_steps: expected 0 or more, received {config.optimizer.warmup_steps}")
+    if config.data.image_size is not None and config.data.image_size < 1:
+        raise UsageError(f"--data.image_size: expected a positive number, received {config.data.image_size}")
+    for name, seed in {"train.seed": config.train.seed, "sample.seed": config.sample.seed}.items():
+        check_seed(f"--{name}", seed)
     for name, share in {"network.dropout": config.network.dropout, "ema.decay": config.ema.decay}.items():
         if not 0 <= share < 1:
             raise UsageError(f"--{name}: expected 0 or more and below 1, received {share}")
@@ -334,7 +295,9 @@ def write_config(workdir: pathlib.Path, config: Config) -> None:
     partial.replace(workdir / "config.json")
 
 
-def _from_dict(default: T, values: dict[str, Any]) -> T:
+def _from_dict(default: T, values: Any) -> T:
+    if not isinstance(values, dict):
+        raise ValueError(f"config: expected fields by name, received {values!r}")
     known = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}  # type: ignore[arg-type]
     if unknown := set(values) - set(known):
         raise ValueError(f"config: expected only fields of this version, received {', '.join(sorted(unknown))}")
@@ -344,6 +307,27 @@ def _from_dict(default: T, values: dict[str, Any]) -> T:
             value = _from_dict(known[name], value)
         read[name] = tuple(value) if isinstance(known[name], tuple) else value
     return dataclasses.replace(default, **read)  # type: ignore[type-var]
+
+
+def refuse_changes(begun_with: Config, config: Config) -> list[str]:
+    """Compares the config that a run was begun with and that to go on with.
+
+    Returns:
+        The differences that are allowed.
+
+    Raises:
+        UsageError: others.
+    """
+    allowed, refused = changes(begun_with, config)
+    if refused:
+        raise UsageError(f"--workdir: expected the config that the run was begun with, received {'; '.join(refused)}")
+    return allowed
+
+
+def _compare_with_written(workdir: pathlib.Path, config: Config) -> list[str]:
+    written = workdir / "config.json"
+    with blame("--workdir"):
+        return refuse_changes(from_dict(json.loads(written.read_text())), config) if written.exists() else []
 
 
 @contextlib.contextmanager
@@ -360,14 +344,8 @@ def claim(config: Config) -> Iterator[pathlib.Path]:
         UsageError: the workdir belongs to another config or to a run that is alive, or cannot be written.
     """
     workdir = pathlib.Path(config.workdir)
-    written = workdir / "config.json"
+    _compare_with_written(workdir, config)
     with blame("--workdir"):
-        if written.exists():
-            allowed, refused = changes(from_dict(json.loads(written.read_text())), config)
-            if refused:
-                raise UsageError(f"--workdir: expected the config that {workdir} was begun with, received {'; '.join(refused)}")
-            for change in allowed:
-                print(f"changed since this run began: {change}")
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
     with lock:
@@ -375,34 +353,6 @@ def claim(config: Config) -> Iterator[pathlib.Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends, however
         except OSError:
             raise UsageError(f"--workdir: expected a workdir of no other run, {workdir} is in use") from None
+        for change in _compare_with_written(workdir, config):  # again, now that nobody else can write it
+            print(f"changed since the last start: {change}")
         yield workdir
-
-
-@contextlib.contextmanager
-def blame(option: str) -> Iterator[None]:
-    """Turns errors of what is built from an option into a UsageError that names it."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise UsageError(f"{option}: {' '.join(str(error).split())}") from error
-
-
-def run_script(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a script's main; a UsageError becomes one line on stderr and exit code 2, a FloatingPointError 1."""
-    try:
-        main(sys.argv[1:])
-    except (UsageError, FloatingPointError) as error:
-        print(f"{pathlib.Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-
-
-def _nearest(word: str, names: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(word.split("=")[0].lstrip("-").replace("-", "_"), names, n=1)
-    return f", perhaps --{close[0]}" if close else ""
-
-
-def _one_line(boxed: str) -> str:
-    """What tyro says in a box, without the box, its title, and its hint at --help."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in boxed.splitlines()[1:]]
-    text = " ".join(line for line in lines if line)
-    return re.split(r" ?(For full helptext|Argument helptext)", text)[0].strip(" :")

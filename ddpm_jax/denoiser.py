@@ -54,9 +54,9 @@ def make_denoise(schedule: Schedule, predict: Predict, prediction: str = "eps", 
     def denoise(x_t: jax.Array, level: Level) -> Denoised:
         t = jnp.broadcast_to(level.t, x_t.shape[:1])
         known = (level.t >= 0) & (level.t <= schedule.num_steps - 1)
-        level = level._replace(alpha=jnp.where(known, level.alpha, jnp.nan))
+        known = diffusion.expand(known, x_t)
         x0, eps = diffusion.x0_and_eps(level, x_t, predict(x_t, t), prediction)
-        return Denoised(x0, eps)
+        return Denoised(jnp.where(known, x0, jnp.nan), jnp.where(known, eps, jnp.nan))
 
     return clipped(denoise) if clip else denoise
 

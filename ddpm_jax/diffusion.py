@@ -56,7 +56,7 @@ def q_sample(schedule: Schedule, x0: jax.Array, t: ArrayLike, noise: jax.Array) 
         x_t [B, ...], in the dtype of x0; NaN where a traced t lies outside 0..T-1.
 
     Raises:
-        TypeError: t is not an integer.
+        TypeError: t is not an integer, or x0 is not floating-point.
         ValueError: noise has another shape than x0; a concrete t lies outside 0..T-1.
     """
     if noise.shape != x0.shape:
@@ -65,7 +65,9 @@ def q_sample(schedule: Schedule, x0: jax.Array, t: ArrayLike, noise: jax.Array) 
 
 
 def add_noise(level: Level, x0: jax.Array, eps: jax.Array) -> jax.Array:
-    """x_t = alpha x0 + sigma eps, [B, ...], in the dtype of x0."""
+    """x_t = alpha x0 + sigma eps, [B, ...], in the dtype of x0; TypeError where that is of integers."""
+    if not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise TypeError(f"x0: expected floating-point data in [-1, 1], received {x0.dtype}")
     return (expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps).astype(x0.dtype)
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from ddpm_jax import images, networks, samplers, schedules, sharding
-from ddpm_jax.config import Config, Data, Diffusion, Network, Optimizer, Sample, UsageError, blame
+from ddpm_jax.cli import UsageError, blame
+from ddpm_jax.config import Config, Data, Diffusion, Network, Optimizer, Sample
 from ddpm_jax.data import sources
 from ddpm_jax.denoiser import make_denoise
 from ddpm_jax.samplers import Sampler

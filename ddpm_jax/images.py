@@ -54,18 +54,18 @@ def grid(image: np.ndarray, gap: int = 1) -> np.ndarray:
     return sheet.reshape(rows * (height + gap), columns * (width + gap), channels)[: -gap or None, : -gap or None]
 
 
-def save_grid(path: str | os.PathLike[str], image: np.ndarray, min_size: int = 512) -> None:
+def save_grid(path: str | os.PathLike[str], image: np.ndarray, max_size: int = 512) -> None:
     """Writes a grid of images as a PNG, small ones enlarged by whole numbers without smoothing.
 
     Args:
         path: The file; its folder is made where missing.
         image: uint8 [N, H, W, C], C = 1 or 3; of other numbers the first, as grayscale.
-        min_size: The grid is enlarged while its width stays within this.
+        max_size: The grid is enlarged while its width stays within this.
     """
     from PIL import Image  # here, so that the arithmetic above needs jax alone
 
     sheet = grid(image)
-    scale = max(min_size // sheet.shape[1], 1)
+    scale = max(max_size // sheet.shape[1], 1)
     sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,10 +35,10 @@ def simple(
         t: Integers in 0..T-1, [B] or a scalar, to set the noise level; uniform and independent by default.
 
     Returns:
-        float32 [B], the mean over all other axes.
+        [B], the mean over all other axes, in float32 (float64 under `jax_enable_x64`).
 
     Raises:
-        TypeError: no key, or a t that is not an integer.
+        TypeError: no key, a t that is not an integer, or an x0 that is not floating-point.
         ValueError: an unknown prediction; a concrete t outside 0..T-1; a prediction in another shape than x0.
     """
     batch = x0.shape[0]

@@ -69,10 +69,11 @@ class Schedule(NamedTuple):
             TypeError: t is not an integer.
             ValueError: t is concrete and outside 0..T-1.
         """
-        t = self._checked(t)
+        t = self.checked(t)
         return Level(t, lookup(self.alpha, t), lookup(self.sigma, t))
 
-    def _checked(self, t: ArrayLike) -> jax.Array:
+    def checked(self, t: ArrayLike) -> jax.Array:
+        """Returns t as an array, or raises TypeError and ValueError as `level` does."""
         if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
             raise TypeError(f"t: expected integers in 0..{self.num_steps - 1}, received {jnp.result_type(t)}")
         if not isinstance(t, jax.core.Tracer) and np.any((np.asarray(t) < 0) | (np.asarray(t) >= self.num_steps)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -28,11 +29,14 @@ class Jsonl:
     Args:
         path: The file. On resuming, lines after the restored step, and a last line that was cut short, are removed.
         step: The restored step, 0 for a new run.
+
+    Raises:
+        ValueError: a whole line that is not such an object.
     """
 
     def __init__(self, path: str | os.PathLike[str], step: int = 0):
         self._path = pathlib.Path(path)
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+        kept = [line for line in self._lines() if self._step_of(line) <= step]
         replacement = self._path.with_suffix(".tmp")
         replacement.write_text("".join(kept))
         replacement.replace(self._path)
@@ -43,6 +47,12 @@ class Jsonl:
             return []
         return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
 
+    def _step_of(self, line: str) -> int:
+        try:
+            return json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"expected an object with a step on each line of {self._path}, received {line.strip()}") from None
+
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Appends a line."""
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
@@ -50,6 +60,12 @@ class Jsonl:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def require_tensorboard() -> None:
+    """Raises ImportError, with the command to install it, where tensorboardX is missing."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise ImportError('expected tensorboardX to be installed: pip install -e ".[tensorboard]"')
 
 
 class TensorBoard:
@@ -73,6 +89,22 @@ class TensorBoard:
     def close(self) -> None:
         """Closes the file."""
         self._writer.close()
+
+
+def make_writers(workdir: pathlib.Path, step: int, tensorboard: bool) -> list[Writer]:
+    """The writers into a workdir's files: metrics.jsonl, and tensorboard/ where asked for.
+
+    Args:
+        workdir: The folder of the run.
+        step: The restored step, 0 for a new run.
+        tensorboard: Whether to write events too.
+
+    Raises:
+        ImportError: tensorboardX is not installed.
+        ValueError: a line of metrics.jsonl that is no object with a step.
+    """
+    events: list[Writer] = [TensorBoard(workdir / "tensorboard", step)] if tensorboard else []
+    return [Jsonl(workdir / "metrics.jsonl", step), *events]
 
 
 class Terminal:

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from ddpm_jax import config
-from ddpm_jax.config import Config, Network, Train, UsageError
+from ddpm_jax.cli import UsageError
+from ddpm_jax.config import Config, Network, Train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 BASE = Config(workdir="runs/base")
@@ -74,7 +75,16 @@ def test_a_mistake_is_one_line_that_names_the_option(argv, said):
     assert "│" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [("x = 1", "get_config"), ("def get_config(:", "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "AttributeError"),
+        ("def get_config(:", "SyntaxError"),
+        ("raise TypeError('no')", "TypeError: no"),
+        ("from ddpm_jax.config import Config\ndef get_config(): return Config(workdir='x', foo=3)", "TypeError.*foo"),
+        ("def get_config(): return 3", "return a Config, received int"),
+    ],
+)
 def test_a_file_that_is_no_config_is_named(tmp_path, text, said):
     path = tmp_path / "mine.py"
     path.write_text(text)
@@ -88,6 +98,10 @@ def test_a_file_that_is_no_config_is_named(tmp_path, text, said):
         {"train": Train(num_steps=0)},
         {"train": Train(batch_size=-1)},
         {"train": Train(seed=-1)},
+        {"train": Train(seed=2**32)},
+        {"sample": config.Sample(seed=2**70)},
+        {"data": config.Data(image_size=0)},
+        {"optimizer": config.Optimizer(learning_rate=float("inf"))},
         {"network": Network(dropout=1.0)},
         {"network": Network(multipliers=())},
         {"network": Network(multipliers=(1, 0))},
@@ -120,6 +134,8 @@ def test_a_config_of_another_version_is_refused():
     values["network"]["depth"] = 3
     with pytest.raises(ValueError, match="depth"):
         config.from_dict(values)
+    with pytest.raises(ValueError, match="expected fields"):
+        config.from_dict([])
 
 
 def test_a_workdir_belongs_to_its_config(tmp_path, capsys):

@@ -36,6 +36,11 @@ def test_q_sample_refuses_noise_in_another_shape():
         diffusion.q_sample(SCHEDULE, jnp.zeros((2, 3)), 5, jnp.zeros((2, 1)))
 
 
+def test_q_sample_refuses_images_that_were_not_scaled():
+    with pytest.raises(TypeError, match="x0"):
+        diffusion.q_sample(SCHEDULE, jnp.ones((2, 3), jnp.uint8), 5, jnp.ones((2, 3)))
+
+
 def test_q_posterior_has_the_papers_values():
     """Recomputed in float64 from Eqs. 6 and 7 of Ho et al. 2020."""
     at_one = diffusion.q_posterior(SCHEDULE, jnp.ones((1,)), jnp.zeros((1,)), 1)

@@ -30,6 +30,15 @@ def test_on_resuming_each_step_stands_once(tmp_path, tail):
     assert lines(path) == [{"step": 100}, {"step": 200}, {"step": 300, "loss": 1.0}]
 
 
+@pytest.mark.parametrize("line", ["oops}", '{"loss": 1.0}', "[3}"])
+def test_a_file_of_something_else_is_refused_and_kept(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl"):
+        writers.Jsonl(path)
+    assert path.read_text() == line + "\n"
+
+
 def test_tensorboard_writes_events(tmp_path):
     tensorboardX = pytest.importorskip("tensorboardX")
     assert tensorboardX

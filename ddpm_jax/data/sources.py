@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import io
+import itertools
 import json
 import logging
 import os
@@ -209,7 +210,7 @@ class Files:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < len(self):
             raise IndexError(f"expected an index in 0..{len(self) - 1}, received {index}")
-        for candidate in (*range(index, len(self)), *range(index)):
+        for candidate in itertools.chain(range(index, len(self)), range(index)):
             try:
                 return self._read(candidate)
             except _UNREADABLE as error:
@@ -338,7 +339,7 @@ def _prepare_command(name: str, data_dir: str | PathLike[str] | None) -> str:
     place = "" if data_dir is None else f", data_dir={json.dumps(os.fspath(data_dir))}"
     builder = f'tfds.builder({json.dumps(name)}, file_format="array_record"{place})'
     code = f"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"
-    return f'pip install "ddpm_jax[prepare]" && python -c {shlex.quote(code)}'
+    return f'pip install -e ".[prepare]" && python -c {shlex.quote(code)}'
 
 
 def _check_features(name: str, features: dict[str, Any], image_size: int | None) -> None:

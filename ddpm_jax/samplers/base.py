@@ -58,7 +58,7 @@ def sample(
 
     Raises:
         TypeError: a missing key.
-        ValueError: a grid that the sampler does not accept, or an x_init in another shape.
+        ValueError: a grid that the sampler does not accept, or an x_init or ids in another shape.
     """
     return sample_path(key, sampler, denoise, levels, shape, ids, x_init, keep=lambda x, denoised: None)[0]
 
@@ -88,6 +88,8 @@ def sample_path(
     if np.ndim(levels.alpha) != 1 or len(levels.alpha) < 2:
         raise ValueError(f"levels: expected a grid [N + 1], N at least 1, received shape {np.shape(levels.alpha)}")
     ids = jnp.arange(shape[0]) if ids is None else ids
+    if np.shape(ids) != (shape[0],):
+        raise ValueError(f"ids: expected shape {(shape[0],)}, received {np.shape(ids)}")
     x = initial_noise(key, levels, shape, ids) if x_init is None else x_init
     if x.shape != tuple(shape):
         raise ValueError(f"x_init: expected shape {tuple(shape)}, received {x.shape}")
@@ -129,7 +131,7 @@ def normal(example_keys: jax.Array | None, shape: Sequence[int]) -> jax.Array:
 def ends(levels: Level) -> tuple[Level, Level]:
     """The noisier and the less noisy end, t and s, of every step of a grid [N + 1], each a Level [N].
 
-    Where the values are known they come as numpy float64, so that coefficients are computed at full precision.
+    Where the values are known they come as numpy float64, so that coefficients are computed in it.
     """
     if any(isinstance(a, jax.core.Tracer) for a in levels):
         levels = Level(*map(jnp.asarray, levels))

@@ -19,6 +19,8 @@ def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "lea
         trailing   999, 899, ..., 99      from the end; section 3.2 of Lin et al. 2023, arXiv 2305.08891
         quadratic  800, 632, ..., 0       (linspace from 0 to sqrt(0.8 T)) squared; appendix D.2 of Song et al. 2020
 
+    "leading" starts at (num_steps - 1) (T // num_steps) and "quadratic" at 0.8 T: below T - 1, and with one step at 0.
+
     Args:
         schedule: The schedule, T steps.
         num_steps: From 1 to T; all T by default. Times that fall together after rounding are visited once.
@@ -39,9 +41,9 @@ def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "lea
         case "leading":
             t = np.arange(num_steps) * (total // num_steps)
         case "linspace":
-            t = np.linspace(0, total - 1, num_steps).round()
+            t = np.linspace(total - 1, 0, num_steps).round()
         case "trailing":
-            t = np.arange(total, 0, -total / num_steps).round() - 1
+            t = np.round(total - np.arange(num_steps) * (total / num_steps)) - 1
         case "quadratic":
             t = np.linspace(0, np.sqrt(0.8 * total), num_steps) ** 2
         case _:
@@ -66,6 +68,6 @@ def at(schedule: Schedule, t: np.ndarray) -> Level:
     t = np.asarray(t)
     if t.ndim != 1 or len(t) == 0:
         raise ValueError(f"t: expected one dimension [N], N at least 1, received shape {t.shape}")
-    schedule.level(t)  # checks type and range
+    schedule.checked(t)
     alpha, sigma = np.asarray(schedule.alpha)[t], np.asarray(schedule.sigma)[t]
     return Level(np.append(t, 0), np.append(alpha, 1.0), np.append(sigma, 0.0))

@@ -30,7 +30,7 @@ def train(
     draw_every: int,
     log_every: int,
 ) -> TrainState:
-    """Trains until num_steps, and saves and draws the last state.
+    """Trains until num_steps, and saves and draws the last state; does nothing where that is reached already.
 
     Args:
         state: Where to start; its buffers are donated.

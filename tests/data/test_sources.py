@@ -432,7 +432,7 @@ def builders_prepared_by(message, monkeypatch):
     import tensorflow_datasets
 
     words = shlex.split(message[message.index("pip install") :])
-    assert words[:6] == ["pip", "install", "ddpm_jax[prepare]", "&&", "python", "-c"]
+    assert words[:7] == ["pip", "install", "-e", ".[prepare]", "&&", "python", "-c"]
     seen = []
     monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", lambda builder: seen.append(builder))
     exec(words[6], {})

@@ -160,6 +160,8 @@ def test_mistakes_are_refused():
     denoise, levels = make_denoise(SCHEDULE, predict), grids.spaced(SCHEDULE, 3)
     with pytest.raises(ValueError, match="x_init"):
         samplers.sample(KEY, samplers.ddim(), denoise, levels, (2, 3), x_init=jnp.zeros((2, 4)))
+    with pytest.raises(ValueError, match="ids"):
+        samplers.sample(KEY, samplers.ddim(), denoise, levels, (2, 3), ids=jnp.arange(3))
     with pytest.raises(ValueError, match="levels"):
         samplers.sample(KEY, samplers.ddim(), denoise, SCHEDULE.level(3), (2, 3))
     backwards = Level(*(a[::-1] for a in levels))

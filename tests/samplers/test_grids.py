@@ -30,12 +30,13 @@ def test_all_steps_are_the_schedule_itself(spacing):
 
 
 @pytest.mark.parametrize("spacing", grids.SPACINGS)
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 64, 333, 999, 1000])
-def test_every_grid_falls_within_the_schedule_without_repeats(spacing, num_steps):
-    t = grids.spaced(SCHEDULE, num_steps, spacing).t[:-1]
-    assert np.all(np.diff(t) < 0)
-    assert 0 <= t[-1] <= t[0] <= 999
-    assert len(t) == num_steps or spacing == "quadratic"
+def test_every_grid_falls_within_the_schedule_without_repeats(spacing):
+    for num_steps in range(1, 1001):
+        t = grids.spaced(SCHEDULE, num_steps, spacing).t[:-1]
+        assert np.all(np.diff(t) < 0)
+        assert 0 <= t[-1] <= t[0] <= 999
+        assert len(t) == num_steps or spacing == "quadratic"
+        assert t[0] == 999 or spacing in ("leading", "quadratic")
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])
