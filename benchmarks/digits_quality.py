@@ -34,7 +34,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 def detected(samples: np.ndarray, seed: int = 0) -> float:
     """Accuracy of an SVC that separates the samples, in whole grey values, from as many random real digits."""
     rng = np.random.default_rng(seed)
-    real = REAL[rng.choice(len(REAL), len(samples), replace=False)]
+    real = REAL[rng.permutation(len(REAL))[: len(samples)]]
     x = np.concatenate([samples.round(), real])
     y = np.repeat([0, 1], len(samples))
     order = rng.permutation(len(x))
@@ -79,7 +79,9 @@ def main() -> None:
     args = parser.parse_args()
     samples = np.load(args.samples)["image"].reshape(-1, 64) * (16 / 255)
     num = len(samples)
-    real = REAL[np.random.default_rng(1).choice(len(REAL), min(num, len(REAL)), replace=False)]
+    if num > len(REAL):
+        parser.error(f"{args.samples}: expected at most {len(REAL)} samples, one for each real digit, received {num}")
+    real = REAL[np.random.default_rng(0).permutation(len(REAL))[-num:]]  # up to 898, others than `detected` compares with
     rows = {"samples": measure(samples), "class Gaussians": measure(class_gaussians(num)), "real digits": measure(real)}
     rows["real digits"]["nearest"] = 1.0  # their own distance to themselves is 0
     print(f"{num} samples".ljust(18) + "".join(f"{name:>12}" for name in rows["samples"]))

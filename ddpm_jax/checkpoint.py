@@ -7,9 +7,12 @@ is passed over. Anything else that cannot be read is refused, and never taken fo
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import pathlib
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +32,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str], keep: int | None = None):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file that it writes
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and every read that a failed one left behind
         self._folder = pathlib.Path(folder).absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
@@ -89,9 +93,27 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _refusing(self, step: int) -> Iterator[None]:
-        """Turns whatever Orbax and TensorStore raise, which is a wide choice, into one ValueError."""
+        """Turns whatever Orbax and TensorStore raise, which is a wide choice, into one ValueError.
+
+        After a failure their threads print the same traceback hundreds of times; it is kept back.
+        """
+        printed = io.StringIO()
         try:
-            yield
+            with contextlib.redirect_stderr(printed):
+                try:
+                    yield
+                except Exception:
+                    _wait_for_silence(printed)
+                    raise
         except Exception as error:
             reason = " ".join((str(error) if str(error) else repr(error)).split())[:200]
             raise ValueError(f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {reason}") from error
+        sys.stderr.write(printed.getvalue())
+
+
+def _wait_for_silence(printed: io.StringIO, seconds: float = 0.5) -> None:
+    """Waits until nothing more has been printed for a while."""
+    size = -1
+    while size != printed.tell():
+        size = printed.tell()
+        time.sleep(seconds)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import pathlib
 import re
 import sys
@@ -82,7 +83,9 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
         main(sys.argv[1:])
     except (UsageError, FloatingPointError) as error:
         print(f"{pathlib.Path(sys.argv[0]).name}: error: {str(error).replace(f'--{section}', '--')}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2 if isinstance(error, UsageError) else 1)  # at once: threads of libraries have no more to say
 
 
 def _nearest(word: str, names: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import pathlib
 import pty
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -234,6 +235,7 @@ def test_real_cifar10_trains_through_npz_and_the_loss_falls(test_data, tmp_path)
 def test_tensorboard_and_a_progress_bar_in_a_terminal(tmp_path):
     pytest.importorskip("tensorboardX")
     parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, 120))
     command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(tmp_path), *SMALL]
     command += ["--train.num_steps", "4", "--train.tensorboard", "True"]
     with subprocess.Popen(command, stdout=child, stderr=child) as process:
