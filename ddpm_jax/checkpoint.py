@@ -12,7 +12,6 @@ import logging
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,25 +94,13 @@ class Checkpoints:
     def _refusing(self, step: int) -> Iterator[None]:
         """Turns whatever Orbax and TensorStore raise, which is a wide choice, into one ValueError.
 
-        After a failure their threads print the same traceback hundreds of times; it is kept back.
+        After a failure their threads print the same traceback hundreds of times, until the process ends: from then on
+        sys.stderr is the bin, and sys.__stderr__ what it was.
         """
-        printed = io.StringIO()
+        stderr, sys.stderr = sys.stderr, io.StringIO()
         try:
-            with contextlib.redirect_stderr(printed):
-                try:
-                    yield
-                except Exception:
-                    _wait_for_silence(printed)
-                    raise
+            yield
+            sys.stderr = stderr
         except Exception as error:
             reason = " ".join((str(error) if str(error) else repr(error)).split())[:200]
             raise ValueError(f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {reason}") from error
-        sys.stderr.write(printed.getvalue())
-
-
-def _wait_for_silence(printed: io.StringIO, seconds: float = 0.5) -> None:
-    """Waits until nothing more has been printed for a while."""
-    size = -1
-    while size != printed.tell():
-        size = printed.tell()
-        time.sleep(seconds)

@@ -82,9 +82,12 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
     try:
         main(sys.argv[1:])
     except (UsageError, FloatingPointError) as error:
-        print(f"{pathlib.Path(sys.argv[0]).name}: error: {str(error).replace(f'--{section}', '--')}", file=sys.stderr)
+        print(
+            f"{pathlib.Path(sys.argv[0]).name}: error: {str(error).replace(f'--{section}', '--')}",
+            file=sys.__stderr__,
+            flush=True,
+        )
         sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(2 if isinstance(error, UsageError) else 1)  # at once: threads of libraries have no more to say
 
 
