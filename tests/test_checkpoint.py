@@ -1,8 +1,8 @@
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from ddpm_jax import sharding
@@ -18,10 +18,6 @@ def state(value):
 ABSTRACT = sharding.abstract(lambda: state(0.0), EVERYWHERE)
 
 
-def equal(a, b):
-    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
-
-
 def test_what_was_saved_is_loaded_whole_or_in_part(tmp_path):
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         assert checkpoints.latest is None
@@ -30,8 +26,8 @@ def test_what_was_saved_is_loaded_whole_or_in_part(tmp_path):
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["10", "15"]
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest == 15
-        assert equal(checkpoints.load(15, ABSTRACT), state(15.0))
-        assert equal(checkpoints.load(10, {"params": ABSTRACT["params"]}), {"params": state(10.0)["params"]})
+        chex.assert_trees_all_equal(checkpoints.load(15, ABSTRACT), state(15.0))
+        chex.assert_trees_all_equal(checkpoints.load(10, {"params": ABSTRACT["params"]}), {"params": state(10.0)["params"]})
         assert checkpoints.metadata(15) == {"note": [15]}
 
 
@@ -47,7 +43,7 @@ def test_a_save_holds_the_state_of_its_moment_whatever_is_donated_meanwhile(tmp_
             now = sharding.create(lambda i=i: state(float(i)), EVERYWHERE)
     with Checkpoints(tmp_path) as checkpoints:
         for i in range(1, 4):
-            assert equal(checkpoints.load(i, ABSTRACT), state(float(i)))
+            chex.assert_trees_all_equal(checkpoints.load(i, ABSTRACT), state(float(i)))
 
 
 def test_an_unfinished_save_is_passed_over_and_removed_by_the_run_alone(tmp_path):
@@ -72,7 +68,7 @@ def test_saving_a_step_again_leaves_it_as_it_is(tmp_path):
         checkpoints.save(5, state(5.0), {})
         checkpoints.save(5, state(6.0), {})
     with Checkpoints(tmp_path) as checkpoints:
-        assert equal(checkpoints.load(5, ABSTRACT), state(5.0))
+        chex.assert_trees_all_equal(checkpoints.load(5, ABSTRACT), state(5.0))
 
 
 def damage_arrays(folder):

@@ -69,7 +69,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = ema.update(state.ema, params, state.step, ema_decay, ema_warmup)
-        grad_norm = optax.global_norm(gradient)
+        grad_norm = optax.tree.norm(gradient)
         metrics = {"loss": loss, "grad_norm": grad_norm, "is_finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm)}
         return TrainState(state.step + 1, params, opt_state, average), metrics
 

@@ -435,7 +435,7 @@ def builders_prepared_by(message, monkeypatch):
     assert words[:7] == ["pip", "install", "-e", ".[prepare]", "&&", "python", "-c"]
     seen = []
     monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", lambda builder: seen.append(builder))
-    exec(words[6], {})
+    exec(words[7], {})
     return seen
 
 

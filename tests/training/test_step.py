@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def test_the_state_before_training():
     for average, param in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(average, param)
     again, other = (init_params(key, NETWORK, (8, 8, 1)) for key in (KEY, jax.random.key(1)))
-    assert jax.tree.all(jax.tree.map(np.array_equal, state.params, again))
+    chex.assert_trees_all_equal(state.params, again)
     assert not jax.tree.all(jax.tree.map(np.array_equal, state.params, other))
     assert num_params(state.params) == sum(a.size for a in jax.tree.leaves(state.params))
 
@@ -67,7 +68,7 @@ def test_the_gradient_is_clipped_by_its_global_norm_and_reported_unclipped():
     train_step = step.make_train_step(KEY, NETWORK, SCHEDULE, sgd)
     state = new_state()._replace(opt_state=sgd.init(new_state().params))
     after, metrics = jax.jit(train_step)(state, BATCH)
-    moved = optax.global_norm(jax.tree.map(jnp.subtract, after.params, state.params))
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, state.params))
     assert metrics["grad_norm"] > 1.0, "clipping binds"
     np.testing.assert_allclose(moved, 1.0, rtol=1e-4)
 
@@ -124,7 +125,7 @@ def test_the_state_is_donated_and_no_buffer_is_shared():
 def test_the_average_follows_the_parameters():
     train_step = jax.jit(make(ema_decay=0.9))
     first, _ = train_step(new_state(), BATCH)
-    assert jax.tree.all(jax.tree.map(np.array_equal, first.ema, first.params))
+    chex.assert_trees_all_equal(first.ema, first.params)
     second, _ = train_step(first, BATCH)
     expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, first.params, second.params)
     for average, value in zip(jax.tree.leaves(second.ema), jax.tree.leaves(expected), strict=True):
