@@ -8,7 +8,7 @@ KEY = jax.random.key(0)
 
 
 def data(key):
-    return jax.random.key_data(key)
+    return np.asarray(jax.random.key_data(key))
 
 
 def test_streams_differ_by_name_and_are_the_same_in_every_process():
