@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 
@@ -34,7 +35,7 @@ def per_example(key: jax.Array, ids: ArrayLike) -> jax.Array:
     Returns:
         Keys [B]; the i-th depends on (key, ids[i]) alone.
     """
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(ids))
 
 
 def draw(sampler: Callable[..., jax.Array], keys: jax.Array, *args, **kwargs) -> jax.Array:
