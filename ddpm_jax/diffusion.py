@@ -108,7 +108,7 @@ def x0_from_eps(level: Level, x_t: jax.Array, eps: jax.Array) -> jax.Array:
 
 
 def eps_from_x0(level: Level, x_t: jax.Array, x0: jax.Array) -> jax.Array:
-    """Eps = (x_t - alpha x0) / sigma; 0 where sigma = 0, where x_t holds no noise."""
+    """eps = (x_t - alpha x0) / sigma; 0 where sigma = 0, where x_t holds no noise."""
     return _divide(x_t - expand(level.alpha, x_t) * x0, expand(level.sigma, x_t))
 
 
@@ -118,22 +118,22 @@ def x0_from_v(level: Level, x_t: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def eps_from_v(level: Level, x_t: jax.Array, v: jax.Array) -> jax.Array:
-    """Eps = sigma x_t + alpha v (appendix D, Salimans & Ho 2022)."""
+    """eps = sigma x_t + alpha v (appendix D, Salimans & Ho 2022)."""
     return expand(level.sigma, x_t) * x_t + expand(level.alpha, x_t) * v
 
 
 def v_from_x0_eps(level: Level, x0: jax.Array, eps: jax.Array) -> jax.Array:
-    """V = alpha eps - sigma x0 (appendix D, Salimans & Ho 2022)."""
+    """v = alpha eps - sigma x0 (appendix D, Salimans & Ho 2022)."""
     return expand(level.alpha, x0) * eps - expand(level.sigma, x0) * x0
 
 
 def score_from_eps(level: Level, eps: jax.Array) -> jax.Array:
-    """Score = -eps / sigma (Eq. 151, Luo 2022); 0 where sigma = 0, where it does not exist."""
+    """score = -eps / sigma (Eq. 151, Luo 2022); 0 where sigma = 0, where it does not exist."""
     return _divide(-eps, expand(level.sigma, eps))
 
 
 def eps_from_score(level: Level, score: jax.Array) -> jax.Array:
-    """Eps = -sigma score (Eq. 151, Luo 2022)."""
+    """eps = -sigma score (Eq. 151, Luo 2022)."""
     return -expand(level.sigma, score) * score
 
 
@@ -193,6 +193,6 @@ def x0_and_eps(level: Level, x_t: jax.Array, output: jax.Array, prediction: str)
 
 
 def _divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """A / b, and 0 with gradient 0 where b = 0."""
+    """a / b, and 0 with gradient 0 where b = 0."""
     zero = b == 0
     return jnp.where(zero, 0.0, a / jnp.where(zero, 1.0, b))

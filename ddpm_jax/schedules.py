@@ -8,7 +8,7 @@ noise scale; the per-step quantity that Ho et al. call alpha_t is `1 - beta` her
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,37 @@ class Schedule(NamedTuple):
         t = self.checked(t)
         return Level(t, lookup(self.alpha, t), lookup(self.sigma, t))
 
+    @property
+    def log_snr(self) -> np.ndarray:
+        """log(alpha^2 / sigma^2) of every step, float64 [T], falling; -inf where alpha is 0."""
+        with np.errstate(divide="ignore"):
+            return 2 * (np.log(np.asarray(self.alpha, np.float64)) - np.log(np.asarray(self.sigma, np.float64)))
+
+    def level_at(self, log_snr: ArrayLike) -> Level:
+        """The level of a given signal-to-noise ratio, at a fractional time between the schedule's own.
+
+        Time is interpolated linearly in log_snr, as DPM-Solver does (Lu et al. 2022, arXiv 2206.00927, appendix D.4); alpha
+        and sigma are exact.
+
+        Args:
+            log_snr: log(alpha^2 / sigma^2), of any shape, within those of the schedule's steps, or inf for clean data.
+
+        Returns:
+            The Level; its t is 0 at the clean end. Where log_snr is traced and out of range, t is NaN.
+
+        Raises:
+            ValueError: log_snr is concrete and out of range.
+        """
+        table, known = self.log_snr, not isinstance(log_snr, jax.core.Tracer)
+        xp: Any = np if known else jnp
+        log_snr = np.asarray(log_snr, np.float64) if known else jnp.asarray(log_snr)
+        slack = 1e-4  # a level's own log_snr, rounded, is within the range
+        inside = (log_snr >= table[-1] - slack) & (log_snr <= table[0] + slack) | (log_snr == np.inf)
+        if known and not np.all(inside):
+            raise ValueError(f"log_snr: expected {table[-1]:.6g} to {table[0]:.6g}, or inf, received {log_snr[~inside]}")
+        t = xp.interp(-log_snr, xp.asarray(-table), xp.arange(self.num_steps, dtype=log_snr.dtype))
+        return Level(xp.where(inside, t, np.nan), *signal_and_noise(log_snr))
+
     def checked(self, t: ArrayLike) -> jax.Array:
         """Returns t as an array, or raises TypeError and ValueError as `level` does."""
         if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
@@ -79,6 +110,12 @@ class Schedule(NamedTuple):
         if not isinstance(t, jax.core.Tracer) and np.any((np.asarray(t) < 0) | (np.asarray(t) >= self.num_steps)):
             raise ValueError(f"t: expected integers in 0..{self.num_steps - 1}, received {np.asarray(t)}")
         return jnp.asarray(t)
+
+
+def signal_and_noise(log_snr: Array) -> tuple[Array, Array]:
+    """alpha = sqrt(sigmoid(log_snr)) and sigma = sqrt(sigmoid(-log_snr)), 1 and 0 at infinity; numpy for numpy."""
+    xp: Any = np if isinstance(log_snr, np.ndarray) else jnp
+    return xp.exp(-xp.logaddexp(0.0, -log_snr) / 2), xp.exp(-xp.logaddexp(0.0, log_snr) / 2)
 
 
 def lookup(table: jax.Array, t: jax.Array) -> jax.Array:

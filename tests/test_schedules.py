@@ -102,3 +102,22 @@ def test_from_betas_refuses_what_is_no_schedule(betas):
 def test_a_schedule_has_steps(make):
     with pytest.raises(ValueError, match="num_steps"):
         make(0)
+
+
+def test_level_at_finds_the_schedules_own_levels_and_those_between():
+    own = LINEAR.level_at(LINEAR.log_snr)
+    np.testing.assert_allclose(own.t, np.arange(1000), atol=1e-6)
+    np.testing.assert_allclose(own.alpha, LINEAR.alpha, rtol=1e-6)
+    np.testing.assert_allclose(own.sigma, LINEAR.sigma, rtol=1e-6)
+    between = LINEAR.level_at(np.mean(LINEAR.log_snr[10:12]))
+    np.testing.assert_allclose(between.t, 10.5, rtol=1e-6)
+    np.testing.assert_allclose(between.alpha**2 / between.sigma**2, np.exp(np.mean(LINEAR.log_snr[10:12])), rtol=1e-9)
+    assert LINEAR.level_at(np.inf) == (0, 1, 0)
+
+
+def test_level_at_refuses_what_the_schedule_does_not_reach():
+    with pytest.raises(ValueError, match=r"log_snr: expected -10\.1177 to 9\.21024"):
+        LINEAR.level_at(12.0)
+    t, alpha, _ = jax.jit(LINEAR.level_at)(jnp.array([12.0, 0.0, -11.0, jnp.inf]))
+    np.testing.assert_array_equal(np.isnan(t), [True, False, True, False])
+    assert not np.isnan(alpha).any()
