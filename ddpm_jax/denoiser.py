@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ddpm_jax import diffusion
 from ddpm_jax.schedules import Level, Schedule
@@ -33,32 +34,129 @@ Denoise = Callable[[jax.Array, Level], Denoised]
 """(x_t [B, ...], a Level of scalars or [B]) -> Denoised."""
 
 
-def make_denoise(schedule: Schedule, predict: Predict, prediction: str = "eps", clip: bool = True) -> Denoise:
+VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_raw")
+"""What the variance of p(x_{t-1} | x_t) is: the posterior's, beta, or the network's word (see `read`)."""
+
+
+def make_denoise(
+    schedule: Schedule, predict: Predict, prediction: str = "eps", clip: bool = True, variance: str = "fixed_large"
+) -> Denoise:
     """Turns a network into a Denoise.
 
     Args:
         schedule: The schedule that the network was trained on. A level whose t it does not have gives NaN.
-        predict: The network, (x_t [B, ...], t [B]) -> [B, ...].
-        prediction: What it predicts: "eps", "x0", "v" or "score".
+        predict: The network, (x_t [B, ..., C], t [B]) -> [B, ..., C], or [B, ..., 2C] where it learned its variance.
+        prediction: What it predicts: "eps", "x0", "v", "score" or "mean".
         clip: Whether x0 is clipped to [-1, 1], as DDPM does in sampling, and eps derived from it anew.
+        variance: One of VARIANCES. "learned" and "learned_raw" say that the second half of the last axis is a variance.
 
     Returns:
         The Denoise.
 
     Raises:
-        ValueError: an unknown prediction.
+        ValueError: an unknown prediction or variance; when called, an output that does not have the channels it should.
+        TypeError: when called, "mean" or "learned_raw" at fractional times.
     """
     if prediction not in diffusion.PREDICTIONS:
         raise ValueError(f"prediction: expected one of {diffusion.PREDICTIONS}, received {prediction!r}")
+    if variance not in VARIANCES:
+        raise ValueError(f"variance: expected one of {VARIANCES}, received {variance!r}")
 
     def denoise(x_t: jax.Array, level: Level) -> Denoised:
-        t = jnp.broadcast_to(level.t, x_t.shape[:1])
-        known = (level.t >= 0) & (level.t <= schedule.num_steps - 1)
-        known = diffusion.expand(known, x_t)
-        x0, eps = diffusion.x0_and_eps(level, x_t, predict(x_t, t), prediction)
-        return Denoised(jnp.where(known, x0, jnp.nan), jnp.where(known, eps, jnp.nan))
+        output = predict(x_t, jnp.broadcast_to(level.t, x_t.shape[:1]))
+        denoised = read(schedule, level, x_t, output, prediction, variance)
+        known = diffusion.expand((level.t >= 0) & (level.t <= schedule.num_steps - 1), x_t)
+        return jax.tree.map(lambda a: jnp.where(known, a, jnp.nan), denoised)
 
     return clipped(denoise) if clip else denoise
+
+
+def read(
+    schedule: Schedule, level: Level, x_t: jax.Array, output: jax.Array, prediction: str, variance: str = "fixed_large"
+) -> Denoised:
+    """Reads the output of a network as an estimate of the clean data, its noise, and perhaps the variance of the step.
+
+        learned       u [B, ..., C] -> fraction (u + 1) / 2: log variance = fraction log beta + (1 - fraction) log
+                      beta_tilde                                     (Eq. 15, Nichol & Dhariwal 2021, arXiv 2102.09672)
+        learned_raw   u is the log variance itself ("learned" in the code of Ho et al. 2020), given as the fraction that
+                      means the same, so that it serves steps of any length; needs integer times
+
+    Args:
+        schedule: The schedule of the network.
+        level: Scalars or [B].
+        x_t: Noised data [B, ..., C].
+        output: [B, ..., C], and [B, ..., 2C] where the variance is learned: prediction first, then u.
+        prediction: "eps", "x0", "v", "score" or "mean".
+        variance: One of VARIANCES.
+
+    Returns:
+        The Denoised, not clipped.
+
+    Raises:
+        ValueError: an unknown prediction, or an output in another shape.
+        TypeError: "mean" or "learned_raw" at fractional times.
+    """
+    output, u = split(output, x_t, variance)
+    x0, eps = diffusion.x0_and_eps(level, x_t, output, prediction, schedule)
+    if u is None:
+        return Denoised(x0, eps)
+    if variance == "learned":
+        return Denoised(x0, eps, (u + 1) / 2)
+    small, span = (diffusion.expand(a, x_t) for a in diffusion.log_variance_range(schedule, level.t))
+    return Denoised(x0, eps, (u - small) / span)
+
+
+def split(output: jax.Array, x_t: jax.Array, variance: str) -> tuple[jax.Array, jax.Array | None]:
+    """Divides the output of a network into prediction and variance, None where that is fixed.
+
+    Raises:
+        ValueError: an output in another shape than that of x_t, its last axis doubled where the variance is learned.
+    """
+    learned = variance.startswith("learned")
+    expected = (*x_t.shape[:-1], 2 * x_t.shape[-1]) if learned else x_t.shape
+    if output.shape != expected:
+        raise ValueError(f"predict: expected an output of shape {expected} with variance {variance}, received {output.shape}")
+    if not learned:
+        return output, None
+    prediction, u = jnp.split(output, 2, axis=-1)
+    return prediction, u
+
+
+def p_reverse(
+    schedule: Schedule, denoised: Denoised, x_t: jax.Array, t: ArrayLike, variance: str = "fixed_large"
+) -> diffusion.Gaussian:
+    """The model's step p(x_{t-1} | x_t): the posterior q(x_{t-1} | x_t, x0) at the estimated x0, Eq. 11 of Ho et al. 2020.
+
+    Args:
+        schedule: The noise schedule, T >= 2 steps.
+        denoised: What is believed about x_t.
+        x_t: Noised data [B, ...].
+        t: Integers in 0..T-1, [B] or a scalar.
+        variance: "fixed_small", the posterior's; "fixed_large", beta; "learned", by `denoised.fraction`. At t = 0 the
+            posterior's, which is 0, is taken from t = 1, and "fixed_large" is that too, as in the authors' code.
+
+    Returns:
+        The Gaussian.
+
+    Raises:
+        ValueError: an unknown variance, or a learned one where there is none; t or T out of range.
+        TypeError: t is not an integer.
+    """
+    mean, _, small = diffusion.q_posterior(schedule, denoised.x0, x_t, t)
+    span = diffusion.expand(diffusion.log_variance_range(schedule, t)[1], x_t)
+    match variance:
+        case "fixed_small":
+            log_variance = small
+        case "fixed_large":
+            log_variance = jnp.where(diffusion.expand(jnp.equal(t, 0), x_t), small, small + span)
+        case "learned" | "learned_raw":
+            if denoised.fraction is None:
+                raise ValueError("variance: expected fixed_small or fixed_large where the network has not learned one, "
+                                 f"received {variance!r}")  # fmt: skip
+            log_variance = small + denoised.fraction * span
+        case _:
+            raise ValueError(f"variance: expected one of {VARIANCES}, received {variance!r}")
+    return diffusion.Gaussian(mean, jnp.exp(log_variance), log_variance)
 
 
 def clipped(denoise: Denoise, low: float = -1.0, high: float = 1.0, rederive_eps: bool = True) -> Denoise:

@@ -6,8 +6,8 @@ Notation, here and everywhere:
     v = alpha eps - sigma x0                                                  (appendix D, Salimans & Ho 2022)
     score = grad log q(x_t | x0) = -eps / sigma                               (Eq. 151, Luo 2022, arXiv 2208.11970)
 
-Knowing x_t, any one of x0, eps, v and score gives the others. Arrays are [B, ...], of any rank; a Level's alpha and sigma
-are scalars or [B].
+Knowing x_t, any one of x0, eps, v and score gives the others, and so does the mean of q(x_{t-1} | x_t, x0). Arrays are
+[B, ...], of any rank; a Level's alpha and sigma are scalars or [B].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from ddpm_jax.schedules import Level, Schedule, lookup
 
-PREDICTIONS = ("eps", "x0", "v", "score")
+PREDICTIONS = ("eps", "x0", "v", "score", "mean")
 
 
 class Gaussian(NamedTuple):
@@ -87,19 +87,58 @@ def q_posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: ArrayLike)
         TypeError: t is not an integer.
         ValueError: a concrete t lies outside 0..T-1, or T is 1, where there is no t = 1.
     """
+    x0_scale, x_scale = posterior_scales(schedule, t)
+    mean = expand(x0_scale, x0) * x0 + expand(x_scale, x0) * x_t
+    t = schedule.checked(t)
+    variance = lookup(schedule.beta, t) * jnp.where(t == 0, 0.0, _noise_ratio(schedule, t))
+    log_variance, _ = log_variance_range(schedule, t)
+    return Gaussian(mean, expand(variance, x0), expand(log_variance, x0))
+
+
+def posterior_scales(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """How the mean of q(x_{t-1} | x_t, x0) is made of x0 and of x_t, Eq. 7 of Ho et al. 2020; 1 and 0 at t = 0.
+
+    Args:
+        schedule: The noise schedule, T >= 2 steps.
+        t: Integers in 0..T-1, of any shape.
+
+    Returns:
+        The scales of x0 and of x_t, each in the shape of t.
+
+    Raises:
+        TypeError: t is not an integer.
+        ValueError: a concrete t lies outside 0..T-1, or T is 1.
+    """
     if schedule.num_steps < 2:
         raise ValueError(f"schedule: expected at least 2 steps, received {schedule.num_steps}")
-    level = schedule.level(t)
-    t, sigma = jnp.asarray(level.t), level.sigma
-    beta = lookup(schedule.beta, t)
-    first = t == 0
+    t = schedule.checked(t)
+    beta, first = lookup(schedule.beta, t), t == 0
     alpha_s = jnp.where(first, 1.0, lookup(schedule.alpha, jnp.where(first, 0, t - 1)))
-    sigma_s = jnp.where(first, 0.0, lookup(schedule.sigma, jnp.where(first, 0, t - 1)))
-    mean = expand(alpha_s * beta / sigma**2, x0) * x0 + expand(jnp.sqrt(1 - beta) * (sigma_s / sigma) ** 2, x0) * x_t
-    variance = beta * (sigma_s / sigma) ** 2
-    at_one = lookup(schedule.beta, jnp.ones_like(t)) * (schedule.sigma[0] / schedule.sigma[1]) ** 2
-    log_variance = jnp.log(jnp.where(first, at_one, variance))
-    return Gaussian(mean, expand(variance, x0), expand(log_variance, x0))
+    x0_scale = jnp.where(first, 1.0, alpha_s * beta / lookup(schedule.sigma, t) ** 2)
+    return x0_scale, jnp.where(first, 0.0, jnp.sqrt(1 - beta) * _noise_ratio(schedule, t))
+
+
+def log_variance_range(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Between which log variances the step from t lies (section 3.1, Nichol & Dhariwal 2021).
+
+    Args:
+        schedule: The noise schedule, T >= 2 steps.
+        t: Integers in 0..T-1, of any shape.
+
+    Returns:
+        log beta_tilde, that of t = 1 at t = 0; and log beta - log beta_tilde, exact also where they nearly agree.
+    """
+    t = schedule.checked(t)
+    at = jnp.where(t == 0, 1, t)
+    small = jnp.log(lookup(schedule.beta, at) * _noise_ratio(schedule, at))
+    span = -jnp.log1p(-lookup(schedule.alpha_bar, at - 1) * lookup(schedule.beta, at) / lookup(schedule.sigma, at) ** 2)
+    return small, jnp.where(t == 0, jnp.log(lookup(schedule.beta, t)) - small, span)
+
+
+def _noise_ratio(schedule: Schedule, t: jax.Array) -> jax.Array:
+    """(sigma_{t-1} / sigma_t)^2, and what t = 1 has at t = 0."""
+    t = jnp.where(t == 0, 1, t)
+    return (lookup(schedule.sigma, t - 1) / lookup(schedule.sigma, t)) ** 2
 
 
 def x0_from_eps(level: Level, x_t: jax.Array, eps: jax.Array) -> jax.Array:
@@ -137,20 +176,31 @@ def eps_from_score(level: Level, score: jax.Array) -> jax.Array:
     return -expand(level.sigma, score) * score
 
 
-def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str) -> jax.Array:
+def x0_from_mean(schedule: Schedule, x_t: jax.Array, mean: jax.Array, t: ArrayLike) -> jax.Array:
+    """The x0 for which q(x_{t-1} | x_t, x0) has the given mean (Eq. 7, Ho et al. 2020); t as for `posterior_scales`.
+
+    A step's mean is nearly x_t: what remains of the digits after subtracting decides x0, most of all at large t.
+    """
+    x0_scale, x_scale = posterior_scales(schedule, t)
+    return (mean - expand(x_scale, x_t) * x_t) / expand(x0_scale, x_t)
+
+
+def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str, schedule: Schedule | None = None) -> jax.Array:
     """What a network of the given prediction type should say about x_t = alpha x0 + sigma eps.
 
     Args:
         level: The noise level, scalars or [B].
         x0: Clean data [B, ...].
         eps: Its noise [B, ...].
-        prediction: "eps", "x0", "v" or "score".
+        prediction: "eps", "x0", "v", "score" or "mean".
+        schedule: The steps that a mean is of; "mean" alone needs it, and integer times in level.
 
     Returns:
         [B, ...].
 
     Raises:
-        ValueError: an unknown prediction.
+        ValueError: an unknown prediction, or a mean without a schedule.
+        TypeError: a mean at a fractional time.
     """
     match prediction:
         case "eps":
@@ -161,23 +211,29 @@ def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str) -> jax.
             return v_from_x0_eps(level, x0, eps)
         case "score":
             return score_from_eps(level, eps)
+        case "mean":
+            schedule = _given(schedule)
+            return q_posterior(schedule, x0, add_noise(level, x0, eps), level.t).mean
     raise ValueError(f"prediction: expected one of {PREDICTIONS}, received {prediction!r}")
 
 
-def x0_and_eps(level: Level, x_t: jax.Array, output: jax.Array, prediction: str) -> tuple[jax.Array, jax.Array]:
+def x0_and_eps(
+    level: Level, x_t: jax.Array, output: jax.Array, prediction: str, schedule: Schedule | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Reads a network's output as an estimate of the clean data and of the noise; the inverse of `target`.
 
     Args:
         level: The noise level, scalars or [B].
         x_t: Noised data [B, ...].
         output: What the network said about it [B, ...].
-        prediction: "eps", "x0", "v" or "score".
+        prediction: "eps", "x0", "v", "score" or "mean".
+        schedule: As for `target`.
 
     Returns:
         x0 and eps, each [B, ...].
 
     Raises:
-        ValueError: an unknown prediction.
+        As `target`.
     """
     match prediction:
         case "eps":
@@ -189,7 +245,16 @@ def x0_and_eps(level: Level, x_t: jax.Array, output: jax.Array, prediction: str)
         case "score":
             eps = eps_from_score(level, output)
             return x0_from_eps(level, x_t, eps), eps
+        case "mean":
+            x0 = x0_from_mean(_given(schedule), x_t, output, level.t)
+            return x0, eps_from_x0(level, x_t, x0)
     raise ValueError(f"prediction: expected one of {PREDICTIONS}, received {prediction!r}")
+
+
+def _given(schedule: Schedule | None) -> Schedule:
+    if schedule is None:
+        raise ValueError("schedule: expected the Schedule whose steps the mean is of, received None")
+    return schedule
 
 
 def _divide(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -41,8 +41,9 @@ def test_make_denoise_clips_and_derives_anew_by_default():
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
 def test_every_prediction_is_read_as_itself(prediction):
     denoised = make_denoise(SCHEDULE, predict, prediction, clip=False)(X_T, LEVEL)
-    np.testing.assert_allclose(diffusion.add_noise(LEVEL, denoised.x0, denoised.eps), X_T, atol=1e-5)
-    np.testing.assert_allclose(diffusion.target(LEVEL, *denoised[:2], prediction), OUTPUT, atol=1e-5)
+    atol = 1e-5 * max(1, np.abs(denoised.x0).max())  # an arbitrary output is the mean of an x0 of hundreds
+    np.testing.assert_allclose(diffusion.add_noise(LEVEL, denoised.x0, denoised.eps), X_T, atol=atol)
+    np.testing.assert_allclose(diffusion.target(LEVEL, *denoised[:2], prediction, SCHEDULE), OUTPUT, atol=atol)
 
 
 def test_a_level_per_example():
@@ -57,11 +58,64 @@ def test_a_level_per_example():
 def test_a_level_of_a_longer_schedule_gives_nan(prediction):
     """A network trained on 1,000 levels has never seen t = 1500."""
     level = schedules.linear(4000).level(1500)
-    x0, eps, _ = make_denoise(SCHEDULE, predict, prediction)(X_T, level)
+    x0, eps, _ = jax.jit(make_denoise(SCHEDULE, predict, prediction))(X_T, level)
     assert np.isnan(x0).all()
     assert np.isnan(eps).all()
 
 
-def test_an_unknown_prediction_is_refused_at_once():
+def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="prediction"):
         make_denoise(SCHEDULE, predict, "noise")
+    with pytest.raises(ValueError, match="variance"):
+        make_denoise(SCHEDULE, predict, variance="large")
+    with pytest.raises(ValueError, match=r"expected an output of shape \(5, 8\)"):
+        make_denoise(SCHEDULE, predict, variance="learned")(X_T, LEVEL)
+    with pytest.raises(ValueError, match=r"expected an output of shape \(5, 8\)"):
+        make_denoise(SCHEDULE, lambda x, t: jnp.zeros((5, 7)), variance="learned_raw")(X_T, LEVEL)
+    with pytest.raises(ValueError, match=r"expected an output of shape \(5, 4\)"):
+        make_denoise(SCHEDULE, lambda x, t: jnp.zeros((5, 8)))(X_T, LEVEL)
+    denoised = make_denoise(SCHEDULE, predict)(X_T, LEVEL)
+    with pytest.raises(ValueError, match="expected fixed_small or fixed_large"):
+        denoiser.p_reverse(SCHEDULE, denoised, X_T, 400, "learned")
+    with pytest.raises(ValueError, match="variance"):
+        denoiser.p_reverse(SCHEDULE, denoised, X_T, 400, "large")
+
+
+@pytest.mark.parametrize("t", [0, 1, 500, 999])
+def test_the_reverse_step_is_the_posterior_at_the_estimate(t):
+    """The fixed variances: beta_tilde and beta in numpy, with t = 1 in place of t = 0."""
+    beta = np.linspace(1e-4, 0.02, 1000)
+    alpha_bar = np.cumprod(1 - beta)
+    small = (beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:]))[max(t - 1, 0)]
+    denoised = make_denoise(SCHEDULE, predict)(X_T, SCHEDULE.level(t))
+    p = denoiser.p_reverse(SCHEDULE, denoised, X_T, t, "fixed_small")
+    np.testing.assert_array_equal(p.mean, diffusion.q_posterior(SCHEDULE, denoised.x0, X_T, t).mean)
+    np.testing.assert_allclose(p.variance, small, rtol=1e-5)
+    large = denoiser.p_reverse(SCHEDULE, denoised, X_T, t, "fixed_large").variance
+    np.testing.assert_allclose(large, beta[t] if t > 0 else small, rtol=1e-5)
+
+
+@pytest.mark.parametrize("t", [0, 1, 500, 999])
+def test_learned_variances_mean_what_they_say(t):
+    """-1 is the posterior's variance, 1 is beta, 0 their geometric mean; a raw one is the log variance itself."""
+    level = SCHEDULE.level(t)
+
+    def log_variance(u, variance):
+        output = jnp.concatenate([OUTPUT, jnp.full_like(OUTPUT, u)], axis=-1)
+        denoised = make_denoise(SCHEDULE, lambda x, t: output, "eps", False, variance)(X_T, level)
+        np.testing.assert_array_equal(denoised.eps, OUTPUT)
+        return denoiser.p_reverse(SCHEDULE, denoised, X_T, t, "learned").log_variance
+
+    denoised = make_denoise(SCHEDULE, predict, clip=False)(X_T, level)
+    small = denoiser.p_reverse(SCHEDULE, denoised, X_T, t, "fixed_small").log_variance
+    log_beta = np.log(np.linspace(1e-4, 0.02, 1000)[t])
+    np.testing.assert_allclose(log_variance(-1.0, "learned"), float(small), rtol=1e-6)
+    np.testing.assert_allclose(log_variance(1.0, "learned"), log_beta, rtol=1e-6)
+    np.testing.assert_allclose(log_variance(0.0, "learned"), (float(small) + log_beta) / 2, rtol=1e-6)
+    np.testing.assert_allclose(log_variance(-3.7, "learned_raw"), -3.7, rtol=1e-6)
+
+
+def test_clipping_keeps_the_learned_variance():
+    output = jnp.concatenate([OUTPUT, OUTPUT], axis=-1)
+    denoised = make_denoise(SCHEDULE, lambda x, t: output, variance="learned")(X_T, LEVEL)
+    np.testing.assert_array_equal(denoised.fraction, (OUTPUT + 1) / 2)

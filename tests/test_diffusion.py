@@ -82,10 +82,30 @@ def test_a_perfect_prediction_gives_back_data_and_noise(prediction, shape):
     x0, eps = draw(shape, 0, 1)
     level = SCHEDULE.level(jnp.array([0, 3, 50, 300, 500, 700]))
     x_t = diffusion.add_noise(level, x0, eps)
-    output = diffusion.target(level, x0, eps, prediction)
-    x0_read, eps_read = diffusion.x0_and_eps(level, x_t, output, prediction)
-    np.testing.assert_allclose(x0_read, x0, atol=2e-5)
-    np.testing.assert_allclose(eps_read, eps, atol=2e-4 if prediction == "x0" else 2e-5)
+    output = diffusion.target(level, x0, eps, prediction, SCHEDULE)
+    x0_read, eps_read = diffusion.x0_and_eps(level, x_t, output, prediction, SCHEDULE)
+    # Dividing by sigma = 0.01 or by a mean's share of x0, 3e-4, magnifies rounding.
+    np.testing.assert_allclose(x0_read, x0, atol=1e-3 if prediction == "mean" else 2e-5)
+    np.testing.assert_allclose(eps_read, eps, atol=2e-4 if prediction in ("x0", "mean") else 2e-5)
+
+
+def test_a_mean_needs_a_schedule_and_its_own_times():
+    x = jnp.zeros((1, 2))
+    with pytest.raises(ValueError, match="schedule"):
+        diffusion.x0_and_eps(SCHEDULE.level(1), x, x, "mean")
+    with pytest.raises(TypeError, match="integers"):
+        diffusion.x0_and_eps(SCHEDULE.level_at(0.0), x, x, "mean", SCHEDULE)
+
+
+def test_the_range_of_variances_is_that_of_the_tables_in_float64():
+    small, span = diffusion.log_variance_range(SCHEDULE, jnp.arange(1000))
+    beta = np.linspace(1e-4, 0.02, 1000)
+    alpha_bar = np.cumprod(1 - beta)
+    posterior = beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
+    np.testing.assert_allclose(small[1:], np.log(posterior), rtol=1e-6)
+    np.testing.assert_allclose(span[1:], np.log(beta[1:] / posterior), rtol=1e-5)
+    assert small[0] == small[1]
+    np.testing.assert_allclose(small[0] + span[0], np.log(beta[0]), rtol=1e-6)
 
 
 def test_the_score_is_the_gradient_of_the_log_density():
@@ -98,9 +118,10 @@ def test_the_score_is_the_gradient_of_the_log_density():
 
 @pytest.mark.parametrize("level", [Level(0, 1.0, 0.0), Level(999, 0.0, 1.0)])
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
-def test_both_ends_are_finite_in_value_and_gradient(prediction, level):
+@pytest.mark.parametrize("schedule", [SCHEDULE, schedules.jsd(1000)], ids=["linear", "jsd"])
+def test_both_ends_are_finite_in_value_and_gradient(schedule, prediction, level):
     x_t, output = draw((2, 3), 0, 1)
-    total = lambda x, o: sum(jnp.sum(a) for a in diffusion.x0_and_eps(level, x, o, prediction))  # noqa: E731
+    total = lambda x, o: sum(jnp.sum(a) for a in diffusion.x0_and_eps(level, x, o, prediction, schedule))  # noqa: E731
     assert np.isfinite(total(x_t, output))
     assert all(np.isfinite(g).all() for g in jax.grad(total, argnums=(0, 1))(x_t, output))
 

@@ -121,3 +121,85 @@ def test_level_at_refuses_what_the_schedule_does_not_reach():
     t, alpha, _ = jax.jit(LINEAR.level_at)(jnp.array([12.0, 0.0, -11.0, jnp.inf]))
     np.testing.assert_array_equal(np.isnan(t), [True, False, True, False])
     assert not np.isnan(alpha).any()
+
+
+FAMILY = {
+    "linear": schedules.linear(100, 1e-3, 0.2),
+    "quadratic": schedules.quadratic(100, 1e-3, 0.2),
+    "constant": schedules.constant(100),
+    "warmup": schedules.warmup(100, 0.5, 1e-3, 0.2),
+    "jsd": schedules.jsd(100),
+    "cosine": schedules.cosine(100),
+    "sigmoid": schedules.sigmoid(100),
+    "zero terminal SNR": schedules.zero_terminal_snr(schedules.linear(100, 1e-3, 0.2)),
+    "from_log_snr": schedules.from_log_snr(np.linspace(9, -9, 100)),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_table_agrees_with_the_betas(name):
+    schedule = FAMILY[name]
+    alpha_bar = np.cumprod(1 - np.asarray(schedule.beta, np.float64))
+    np.testing.assert_allclose(schedule.alpha_bar, alpha_bar, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(schedule.alpha, np.sqrt(alpha_bar), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(schedule.sigma, np.sqrt(1 - alpha_bar), rtol=1e-5)
+    assert np.all(np.diff(schedule.log_snr) < 0)
+    assert schedule.num_steps == 100
+
+
+def test_the_authors_other_betas():
+    """Each from the description of its name in the code of Ho et al. 2020."""
+    np.testing.assert_allclose(np.sqrt(schedules.quadratic(3, 0.01, 0.09).beta), [0.1, 0.2, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(schedules.constant(3, 0.02).beta, [0.02] * 3, rtol=1e-6)
+    np.testing.assert_allclose(schedules.warmup(10, 0.5, 0.1, 0.5).beta, [0.1, 0.2, 0.3, 0.4] + [0.5] * 6, rtol=1e-6)
+    np.testing.assert_allclose(schedules.jsd(4).beta, [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-6)
+    np.testing.assert_allclose(schedules.jsd(4).alpha_bar, [3 / 4, 2 / 4, 1 / 4, 0], rtol=1e-6)
+
+
+def test_sigmoid_is_symmetric_and_starts_and_ends_slowly():
+    alpha_bar = np.asarray(schedules.sigmoid(1000).alpha_bar)
+    np.testing.assert_allclose(alpha_bar[499], 0.5, atol=1e-6)
+    np.testing.assert_allclose(alpha_bar[:499] + alpha_bar[499:998][::-1], 1, atol=2e-3)
+    middle, start = alpha_bar[450] - alpha_bar[550], alpha_bar[0] - alpha_bar[100]
+    assert middle > 3 * start
+
+
+def test_zero_terminal_snr_keeps_the_start_and_ends_without_signal():
+    schedule = schedules.zero_terminal_snr(LINEAR)
+    np.testing.assert_allclose(schedule.alpha[0], LINEAR.alpha[0], rtol=1e-7)
+    assert schedule.alpha[-1] == 0
+    assert schedule.sigma[-1] == 1
+    assert schedule.beta[-1] == 1
+    kept = np.asarray(schedule.alpha)[:-1] / np.asarray(LINEAR.alpha - LINEAR.alpha[-1])[:-1]
+    np.testing.assert_allclose(kept, kept[0], rtol=1e-4), "a shift and a scale of alpha, nothing else"
+    assert schedule.level_at(-np.inf).t == 999
+
+
+def test_steps_from_log_snr_have_it():
+    log_snr = np.linspace(14, -14, 57)
+    schedule = schedules.from_log_snr(log_snr)
+    np.testing.assert_allclose(schedule.log_snr, log_snr, atol=1e-6)
+    assert schedules.from_log_snr([3.0, -np.inf]).alpha[-1] == 0
+
+
+@pytest.mark.parametrize("make", [schedules.quadratic, schedules.constant, schedules.warmup, schedules.jsd, schedules.sigmoid])
+def test_a_schedule_without_steps_is_refused(make):
+    with pytest.raises(ValueError, match="num_steps: expected at least 1, received 0"):
+        make(0)
+
+
+def test_schedules_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="each below the one before"):
+        schedules.from_log_snr([1.0, 2.0])
+    with pytest.raises(ValueError, match="each below the one before"):
+        schedules.from_log_snr([np.inf, 2.0])
+    with pytest.raises(ValueError, match="one dimension"):
+        schedules.from_log_snr([[1.0]])
+    with pytest.raises(ValueError, match="betas"):
+        schedules.constant(10, 1.0)
+    with pytest.raises(ValueError, match="fraction"):
+        schedules.warmup(10, 1.5)
+    with pytest.raises(ValueError, match="start < end"):
+        schedules.sigmoid(10, 3.0, -3.0)
+    with pytest.raises(ValueError, match="2 steps"):
+        schedules.zero_terminal_snr(schedules.linear(1))
