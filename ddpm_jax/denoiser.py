@@ -115,7 +115,8 @@ def split(output: jax.Array, x_t: jax.Array, variance: str) -> tuple[jax.Array, 
     learned = variance.startswith("learned")
     expected = (*x_t.shape[:-1], 2 * x_t.shape[-1]) if learned else x_t.shape
     if output.shape != expected:
-        raise ValueError(f"predict: expected an output of shape {expected} with variance {variance}, received {output.shape}")
+        why = "twice the channels, for the learned variance" if learned else "that of x_t"
+        raise ValueError(f"predict: expected an output of shape {expected}, {why}, received {output.shape}")
     if not learned:
         return output, None
     prediction, u = jnp.split(output, 2, axis=-1)
