@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
 from ddpm_jax.cli import UsageError, blame, parse, run_script
-from ddpm_jax.config import Config, check_seed, from_dict
+from ddpm_jax.config import Config, check_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Options:
     """How many noise levels to visit."""
     eta: float | None = None
     """ddim: the share of noise that is drawn anew, 0 to 1."""
-    variance: Literal["fixed_small", "fixed_large"] | None = None
+    variance: Literal["fixed_small", "fixed_large", "learned"] | None = None
     """ddpm: the variance of its steps."""
     spacing: Literal["leading", "linspace", "trailing", "quadratic"] | None = None
     """Which noise levels are visited."""
@@ -46,8 +45,7 @@ def main(argv: Sequence[str]) -> None:
     if options.batch_size < 1:
         raise UsageError(f"--batch-size: expected at least 1, received {options.batch_size}")
     check_seed("--seed", options.seed)
-    folder = pathlib.Path(options.workdir) / "checkpoints"
-    if not folder.is_dir():
+    if not (pathlib.Path(options.workdir) / "checkpoints").is_dir():  # told before anything is imported
         raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
 
     import jax  # here and below, so that --help and mistakes are answered at once
@@ -55,21 +53,12 @@ def main(argv: Sequence[str]) -> None:
     from tqdm import tqdm
 
     from ddpm_jax import factory, images, sharding
-    from ddpm_jax.checkpoint import Checkpoints
-    from ddpm_jax.training.state import init_params
+    from ddpm_jax.training import trained
 
-    with blame("--workdir"), Checkpoints(folder) as checkpoints:
-        step = checkpoints.latest
-        if step is None:
-            raise UsageError(f"--workdir: expected a checkpoint in {folder}, there is none yet")
-        run = checkpoints.metadata(step)
-        config, image_shape = with_options(from_dict(run["config"]), options), tuple(run["image_shape"])
-        schedule, network = factory.make_schedule(config.diffusion), factory.make_network(config.network)
-        draw = factory.make_draw(config, network, schedule, image_shape)
-        mesh = sharding.make_mesh()
-        init = functools.partial(init_params, jax.random.key(0), network, image_shape)
-        abstract = sharding.abstract(init, sharding.replicated(mesh))
-        params = checkpoints.load(step, {"ema": abstract})["ema"]
+    with blame("--workdir"):
+        model = trained.load(options.workdir)
+    config = with_options(model.config, options)
+    draw = factory.make_draw(config, model.network, model.schedule, model.image_shape)
     with blame("--out"):
         out = pathlib.Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
@@ -78,11 +67,11 @@ def main(argv: Sequence[str]) -> None:
     size = min(options.batch_size, options.num)
     for start in tqdm(range(0, options.num, size), unit="batch", disable=None):
         ids = range(start, start + size)  # the last batch is drawn whole, so that one program serves all
-        drawn.append(jax.device_get(draw(jax.random.key(options.seed), params, sharding.put_ids(mesh, ids))))
+        drawn.append(jax.device_get(draw(jax.random.key(options.seed), model.params, sharding.put_ids(model.mesh, ids))))
     image = np.concatenate(drawn)[: options.num]
     np.savez(out / "samples.npz", image=image)
     images.save_grid(out / "grid.png", image[:256])
-    print(f"{options.num} images from step {step} of {options.workdir}: {out / 'grid.png'}, {out / 'samples.npz'}")
+    print(f"{options.num} images from step {model.step} of {options.workdir}: {out / 'grid.png'}, {out / 'samples.npz'}")
 
 
 def with_options(config: Config, options: Options) -> Config:

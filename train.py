@@ -31,14 +31,16 @@ def main(argv: Sequence[str]) -> None:
     with blame("--data"):
         image_shape = source[0]["image"].shape
     schedule = factory.make_schedule(config.diffusion)
-    network = factory.make_network(config.network)
+    network = factory.make_network(config, image_shape)
+    loss = factory.make_loss(config.loss, config.diffusion, schedule)
+    history, draw_times = factory.make_times(config.loss, schedule.num_steps, config.train.batch_size)
     optimizer = factory.make_optimizer(config.optimizer, config.train.num_steps)
     draw = factory.make_draw(config, network, schedule, image_shape)
 
     # Where, and by which step.
     mesh = sharding.make_mesh()
     key = jax.random.key(config.train.seed)
-    init = functools.partial(init_state, key, network, optimizer, image_shape)
+    init = functools.partial(init_state, key, network, optimizer, image_shape, history)
     with blame("--network"):
         abstract = sharding.abstract(init, sharding.replicated(mesh))
     with blame("--train.batch_size"):
@@ -48,9 +50,8 @@ def main(argv: Sequence[str]) -> None:
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     train_step = make_train_step(
-        key, network, schedule, optimizer,
-        prediction=config.diffusion.prediction, random_flip=config.data.random_flip,
-        ema_decay=config.ema.decay, ema_warmup=config.ema.warmup,
+        key, network, loss, draw_times, optimizer,
+        random_flip=config.data.random_flip, ema_decay=config.ema.decay, ema_warmup=config.ema.warmup,
     )  # fmt: skip
 
     if config.train.tensorboard:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
                 refuse_changes(from_dict(begun["config"]), config)
                 if begun["image_shape"] != list(image_shape):
                     raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {image_shape}")
-                parts = checkpoints.load(latest, abstract._asdict())
+                parts = checkpoints.load(latest, abstract.parts())
         state = sharding.create(init, sharding.replicated(mesh)) if parts is None else TrainState(**parts)
         start = int(state.step)
         with blame("--workdir"):
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
 
         def save(state: TrainState) -> None:
             metadata = {"config": dataclasses.asdict(config), "image_shape": list(image_shape)}
-            checkpoints.save(int(state.step), state._asdict(), metadata)
+            checkpoints.save(int(state.step), state.parts(), metadata)
 
         def draw_grid(state: TrainState) -> None:
             image = draw(jax.random.key(config.sample.seed), state.ema, sharding.put_ids(mesh, range(config.sample.num)))

@@ -32,7 +32,7 @@ class Data:
     name: str | None = None
     """tfds: the name of the data set, such as cifar10."""
     split: str = "train"
-    """tfds: the split."""
+    """digits, tfds: the split; digits have train, test (every sixth) and all."""
     data_dir: str | None = None
     """tfds: where data sets are prepared; by default ~/tensorflow_datasets."""
     image_size: int | None = None
@@ -67,12 +67,31 @@ class Network:
 class Diffusion:
     """The forward process, and what the network predicts of it."""
 
-    schedule: Literal["linear", "cosine"] = "linear"
-    """linear: Ho et al. 2020. cosine: Nichol & Dhariwal 2021."""
+    schedule: Literal["linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid"] = "linear"
+    """The first six: Ho et al. 2020. cosine: Nichol & Dhariwal 2021. sigmoid: Jabri et al. 2022."""
     num_steps: int = 1000
     """T, the number of noise levels."""
-    prediction: Literal["eps", "x0", "v", "score"] = "eps"
-    """What the network predicts."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that the last level is noise alone; for v and x0."""
+    prediction: Literal["eps", "x0", "v", "score", "mean"] = "eps"
+    """What the network predicts; mean: of q(x_{t-1} | x_t, x0)."""
+    variance: Literal["fixed_small", "fixed_large", "learned", "learned_raw"] = "fixed_large"
+    """Of the model's steps. fixed_small: the posterior's. fixed_large: beta. learned: between them, in log space, by twice
+    the output channels. learned_raw: the log variance itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What training minimises."""
+
+    kind: Literal["simple", "vlb", "hybrid"] = "simple"
+    """simple: the error of the prediction. vlb: the variational bound. hybrid: simple, and vlb for a learned variance."""
+    weighting: Literal["none", "uniform", "min_snr", "p2", "truncated_snr", "edm", "sigmoid"] = "none"
+    """simple, hybrid: weight of each noise level. none: 1 for what the network predicts. uniform: 1 for the error of eps."""
+    distance: Literal["l2", "l1", "huber"] = "l2"
+    """simple, hybrid: the error."""
+    times: Literal["uniform", "stratified", "importance"] = "uniform"
+    """How t is drawn. stratified: evenly over the batch. importance: where the loss has been large."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +142,8 @@ class Sample:
 
     sampler: Literal["ddpm", "ddim"] = "ddpm"
     """ddpm: ancestral. ddim: deterministic at --sample.eta 0."""
-    variance: Literal["fixed_small", "fixed_large"] = "fixed_large"
-    """ddpm: the variance of its steps."""
+    variance: Literal["fixed_small", "fixed_large", "learned"] | None = None
+    """ddpm: the variance of its steps; the model's own by default."""
     eta: float = 0.0
     """ddim: the share of noise that is drawn anew, 0 to 1."""
     steps: int | None = None
@@ -158,6 +177,7 @@ class Config:
     data: Data = Data()
     network: Network = Network()
     diffusion: Diffusion = Diffusion()
+    loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     ema: Ema = Ema()
     train: Train = Train()

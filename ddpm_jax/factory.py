@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import images, networks, samplers, schedules, sharding
+from ddpm_jax import images, losses, networks, samplers, schedules, sharding, timesteps, weightings
 from ddpm_jax.cli import UsageError, blame
-from ddpm_jax.config import Config, Data, Diffusion, Network, Optimizer, Sample
+from ddpm_jax.config import Config, Data, Diffusion, Loss, Optimizer, Sample
 from ddpm_jax.data import sources
-from ddpm_jax.denoiser import make_denoise
+from ddpm_jax.denoiser import Denoise, Predict, make_denoise
+from ddpm_jax.losses import LossOf
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.schedules import Level, Schedule
+from ddpm_jax.timesteps import DrawTimes
 
 T = TypeVar("T")
 Draw = Callable[[jax.Array, Any, jax.Array], jax.Array]
@@ -26,7 +28,8 @@ def make_source(data: Data) -> sources.Source:
     """The images. Raises UsageError where they are missing or not as expected."""
     match data.source:
         case "digits":
-            return sources.digits()
+            with blame("--data.split"):
+                return sources.digits(data.split)
         case "npz":
             with blame("--data.path"):
                 return sources.npz(_given(data.path, "--data.path", "an .npz file"))
@@ -44,17 +47,91 @@ def make_source(data: Data) -> sources.Source:
 def make_schedule(diffusion: Diffusion) -> Schedule:
     """The noise schedule. Raises UsageError for a number of steps out of range."""
     with blame("--diffusion.num_steps"):
-        match diffusion.schedule:
-            case "linear":
-                return schedules.linear(diffusion.num_steps)
-            case "cosine":
-                return schedules.cosine(diffusion.num_steps)
-    raise UsageError(f"--diffusion.schedule: expected linear or cosine, received {diffusion.schedule}")
+        schedule = _named_schedule(diffusion.schedule, diffusion.num_steps)
+        return schedules.zero_terminal_snr(schedule) if diffusion.zero_terminal_snr else schedule
 
 
-def make_network(network: Network) -> networks.Network:
-    """The network."""
+def _named_schedule(name: str, num_steps: int) -> Schedule:
+    match name:
+        case "linear":
+            return schedules.linear(num_steps)
+        case "quadratic":
+            return schedules.quadratic(num_steps)
+        case "constant":
+            return schedules.constant(num_steps)
+        case "warmup10":
+            return schedules.warmup(num_steps, 0.1)
+        case "warmup50":
+            return schedules.warmup(num_steps, 0.5)
+        case "jsd":
+            return schedules.jsd(num_steps)
+        case "cosine":
+            return schedules.cosine(num_steps)
+        case "sigmoid":
+            return schedules.sigmoid(num_steps)
+    raise UsageError(f"--diffusion.schedule: expected a schedule such as linear or cosine, received {name}")
+
+
+def make_loss(loss: Loss, diffusion: Diffusion, schedule: Schedule) -> LossOf:
+    """What training minimises. Raises UsageError where the loss and what the network says do not fit."""
+    learned = diffusion.variance.startswith("learned")
+    if loss.kind == "hybrid" and not learned:
+        raise UsageError(f"--loss.kind: expected --diffusion.variance learned with hybrid, received {diffusion.variance}")
+    if loss.kind == "simple" and learned:
+        raise UsageError(f"--loss.kind: expected hybrid or vlb, which teach a {diffusion.variance} variance, received simple")
+    if loss.kind == "vlb" and (loss.weighting, loss.distance) != ("none", "l2"):
+        raise UsageError("--loss.kind: expected simple or hybrid with --loss.weighting and --loss.distance, received vlb")
+    weighting, prediction, variance = _make_weighting(loss.weighting), diffusion.prediction, diffusion.variance
+
+    def of(key: jax.Array, predict: Predict, x0: jax.Array, ids: jax.Array, t: jax.Array) -> jax.Array:
+        match loss.kind:
+            case "simple":
+                return losses.simple(key, schedule, predict, x0, prediction, ids, t, weighting, loss.distance)
+            case "hybrid":
+                return losses.hybrid(key, schedule, predict, x0, prediction, variance, ids, t, weighting, loss.distance)
+            case "vlb":
+                return losses.vlb(key, schedule, predict, x0, prediction, variance, ids, t)
+        raise UsageError(f"--loss.kind: expected simple, vlb or hybrid, received {loss.kind}")
+
+    return of
+
+
+def _make_weighting(name: str) -> weightings.Weighting | None:
+    match name:
+        case "none":
+            return None
+        case "uniform":
+            return weightings.uniform()
+        case "min_snr":
+            return weightings.min_snr()
+        case "p2":
+            return weightings.p2()
+        case "truncated_snr":
+            return weightings.truncated_snr()
+        case "edm":
+            return weightings.edm()
+        case "sigmoid":
+            return weightings.sigmoid()
+    raise UsageError(f"--loss.weighting: expected a weighting such as min_snr, received {name}")
+
+
+def make_times(loss: Loss, num_steps: int, batch_size: int) -> tuple[Any, DrawTimes]:
+    """What is remembered of the losses before training, and how times are drawn, for batches of batch_size in all."""
+    match loss.times:
+        case "uniform":
+            return (), lambda key, _, ids: (timesteps.uniform(key, num_steps, ids), jnp.ones(len(ids)))
+        case "stratified":
+            return (), lambda key, _, ids: (timesteps.stratified(key, num_steps, ids, batch_size), jnp.ones(len(ids)))
+        case "importance":
+            return timesteps.empty_history(num_steps), timesteps.importance
+    raise UsageError(f"--loss.times: expected uniform, stratified or importance, received {loss.times}")
+
+
+def make_network(config: Config, image_shape: Sequence[int]) -> networks.Network:
+    """The network for images of (H, W, C): it has 2 C output channels where it learns a variance."""
+    network, learned = config.network, config.diffusion.variance.startswith("learned")
     return networks.UNet(
+        out_channels=2 * image_shape[-1] if learned else None,
         channels=network.channels,
         multipliers=network.multipliers,
         num_blocks=network.num_blocks,
@@ -81,11 +158,13 @@ def make_optimizer(optimizer: Optimizer, num_steps: int) -> optax.GradientTransf
     return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), optax.adam(schedule))
 
 
-def make_sampler(sample: Sample) -> Sampler:
-    """The sampling method. Raises UsageError for an eta out of range."""
+def make_sampler(sample: Sample, diffusion: Diffusion) -> Sampler:
+    """The sampling method. Raises UsageError for an eta out of range, or a variance that the model has not learned."""
     match sample.sampler:
         case "ddpm":
-            return samplers.ddpm(sample.variance)
+            if sample.variance == "learned" and not diffusion.variance.startswith("learned"):
+                raise UsageError("--sample.variance: expected fixed_small or fixed_large, for this model has not learned one")
+            return samplers.ddpm((sample.variance or diffusion.variance).removesuffix("_raw"))
         case "ddim":
             with blame("--sample.eta"):
                 return samplers.ddim(sample.eta)
@@ -113,18 +192,24 @@ def make_draw(config: Config, network: networks.Network, schedule: Schedule, ima
     Raises:
         UsageError: an eta or a number of steps out of range.
     """
-    sampler, levels = make_sampler(config.sample), make_levels(config.sample, schedule)
+    sampler, levels = make_sampler(config.sample, config.diffusion), make_levels(config.sample, schedule)
 
     @functools.partial(jax.jit, compiler_options=sharding.compiler_options())
     def draw(key: jax.Array, params: Any, ids: jax.Array) -> jax.Array:
-        def predict(x_t: jax.Array, t: jax.Array) -> Any:
-            return network.apply(params, x_t, t)
-
-        denoise = make_denoise(schedule, predict, config.diffusion.prediction, config.sample.clip)
+        denoise = bind_denoise(config, network, schedule, params, config.sample.clip)
         x = samplers.sample(key, sampler, denoise, levels, (len(ids), *image_shape), ids)
         return images.to_uint8(x)
 
     return draw
+
+
+def bind_denoise(config: Config, network: networks.Network, schedule: Schedule, params: Any, clip: bool) -> Denoise:
+    """The network with its parameters, as samplers and the likelihood take it."""
+
+    def predict(x_t: jax.Array, t: jax.Array) -> Any:
+        return network.apply(params, x_t, t)
+
+    return make_denoise(schedule, predict, config.diffusion.prediction, clip, config.diffusion.variance)
 
 
 def _given(value: T | None, option: str, what: str) -> T:

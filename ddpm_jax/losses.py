@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -10,6 +12,9 @@ from ddpm_jax import denoiser, diffusion, keys, likelihood, timesteps, weighting
 from ddpm_jax.denoiser import Predict
 from ddpm_jax.schedules import Level, Schedule
 from ddpm_jax.weightings import Weighting
+
+LossOf = Callable[[jax.Array, Predict, jax.Array, jax.Array, jax.Array], jax.Array]
+"""A loss with its settings bound: (key, network, x0 [B, ...], ids [B], t [B]) -> [B]."""
 
 DISTANCES = ("l2", "l1", "huber")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ddpm_jax import keys
+
+DrawTimes = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, jax.Array]]
+"""(key, LossHistory or (), ids [B]) -> t [B], and the weights of their losses [B]."""
 
 HISTORY = 10
 """Losses remembered for each time, as in Nichol & Dhariwal 2021."""

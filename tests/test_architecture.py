@@ -13,18 +13,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"_version", "keys"},
     {"schedules"},
-    {"diffusion"},
+    {"continuous", "diffusion"},
     {"denoiser"},
+    {"likelihood", "timesteps", "weightings"},
     {"losses", "guidance", "samplers"},
-    {"likelihood"},
+    {"experiments"},
     {"cli"},
     {"networks", "config", "sharding", "checkpoint", "writers", "images"},
     {"data", "interop"},
     {"factory"},
-    {"training"},
+    {"training", "evaluation"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-MATHEMATICS = {name for names in LAYERS[:6] for name in names}
+MATHEMATICS = {name for names in LAYERS[:7] for name in names}
 
 
 def imports(path):

@@ -35,9 +35,9 @@ def test_the_papers_settings():
     """Appendix B of Ho et al. 2020."""
     cifar, church = read("--config", "cifar10"), read("--config", "lsun_church")
     assert (cifar.optimizer.learning_rate, cifar.train.batch_size, cifar.train.num_steps) == (2e-4, 128, 800_000)
-    assert (cifar.network.dropout, cifar.sample.variance, cifar.ema.decay) == (0.1, "fixed_large", 0.9999)
+    assert (cifar.network.dropout, cifar.diffusion.variance, cifar.ema.decay) == (0.1, "fixed_large", 0.9999)
     assert (church.optimizer.learning_rate, church.train.batch_size, church.train.num_steps) == (2e-5, 64, 1_200_000)
-    assert (church.network.dropout, church.sample.variance) == (0.0, "fixed_small")
+    assert (church.network.dropout, church.diffusion.variance) == (0.0, "fixed_small")
     for found in (cifar, church):
         assert (found.optimizer.warmup_steps, found.optimizer.clip_norm, found.diffusion.prediction) == (
             5000,

@@ -61,13 +61,21 @@ class Arrays:
         return {name: np.asarray(array[index]) for name, array in self._arrays.items()}
 
 
-def digits() -> Source:
-    """The 1,797 handwritten digits bundled with scikit-learn, labelled: uint8 [8, 8, 1], no download."""
+def digits(split: str = "all") -> Source:
+    """The 1,797 handwritten digits bundled with scikit-learn, labelled: uint8 [8, 8, 1], no download.
+
+    Args:
+        split: "test", every sixth of them; "train", the others; or "all". Another raises ValueError.
+    """
     import sklearn.datasets  # here, since the import takes seconds
 
     data = sklearn.datasets.load_digits()
-    image = np.round(data.images * (255 / 16)).astype(np.uint8)
-    return Arrays(image[..., None], data.target)
+    image = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    test = np.arange(len(image)) % 6 == 5
+    chosen = {"all": test | ~test, "train": ~test, "test": test}.get(split)
+    if chosen is None:
+        raise ValueError(f"split: expected all, train or test for digits, received {split}")
+    return Arrays(image[chosen], data.target[chosen])
 
 
 def npz(path: str | PathLike[str]) -> Source:

@@ -21,12 +21,18 @@ class TrainState(NamedTuple):
         params: The network's variables.
         opt_state: The optimizer's.
         ema: The moving average of params.
+        history: The LossHistory of importance sampling, () without.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: Any
+    history: Any = ()
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds, by name: everything that is not empty."""
+        return {name: part for name, part in self._asdict().items() if jax.tree.leaves(part)}
 
 
 def init_params(key: jax.Array, network: Network, image_shape: Sequence[int]) -> Any:
@@ -44,7 +50,11 @@ def init_params(key: jax.Array, network: Network, image_shape: Sequence[int]) ->
 
 
 def init_state(
-    key: jax.Array, network: Network, optimizer: optax.GradientTransformation, image_shape: Sequence[int]
+    key: jax.Array,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    image_shape: Sequence[int],
+    history: Any = (),
 ) -> TrainState:
     """The state before the first step, its average a copy of the parameters.
 
@@ -53,12 +63,14 @@ def init_state(
         network: The network.
         optimizer: Its optimizer.
         image_shape: (H, W, C).
+        history: Of the losses, empty; () where times are not drawn by it.
 
     Raises:
         ValueError: images that the network cannot take.
     """
     params = init_params(key, network, image_shape)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.tree.map(jnp.copy, params))
+    average = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, history)
 
 
 def num_params(params: Any) -> int:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import images, keys, losses
+from ddpm_jax import images, keys, timesteps
+from ddpm_jax.losses import LossOf
 from ddpm_jax.networks import Network
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.timesteps import DrawTimes
 from ddpm_jax.training import ema
 from ddpm_jax.training.state import TrainState
 
@@ -22,10 +23,10 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]
 def make_train_step(
     key: jax.Array,
     network: Network,
-    schedule: Schedule,
+    loss: LossOf,
+    draw_times: DrawTimes,
     optimizer: optax.GradientTransformation,
     *,
-    prediction: str = "eps",
     random_flip: bool = False,
     ema_decay: float = 0.9999,
     ema_warmup: bool = False,
@@ -38,9 +39,9 @@ def make_train_step(
     Args:
         key: A typed key, the run's seed.
         network: Called as network(x_t [B, H, W, C], t [B], train=True).
-        schedule: The noise schedule.
+        loss: (key, predict, x0, ids, t) -> losses [B].
+        draw_times: (key, history, ids) -> t and the weights of their losses, each [B].
         optimizer: What turns gradients into updates.
-        prediction: What the network predicts: "eps", "x0", "v" or "score".
         random_flip: Whether images are mirrored at random.
         ema_decay: Of the average, in [0, 1).
         ema_warmup: Whether its decay grows from 0.
@@ -58,20 +59,25 @@ def make_train_step(
         if random_flip:
             x0 = images.random_flip(keys.per_example(key_of("flip"), ids), x0)
         dropout_keys = keys.per_example(key_of("dropout"), ids)
+        t, weights = draw_times(key_of("loss"), state.history, ids)
 
-        def loss_of(params: Any) -> jax.Array:
+        def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
             def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
                 return predict_in_training(network, params, x_t, t, dropout_keys)
 
-            return losses.simple(key_of("loss"), schedule, predict, x0, prediction, ids).mean()
+            losses = loss(key_of("loss"), predict, x0, ids, t)
+            return jnp.mean(weights * losses), losses
 
-        loss, gradient = jax.value_and_grad(loss_of)(state.params)
+        (mean, losses), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = ema.update(state.ema, params, state.step, ema_decay, ema_warmup)
         grad_norm = optax.tree.norm(gradient)
-        metrics = {"loss": loss, "grad_norm": grad_norm, "is_finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm)}
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        metrics = {"loss": mean, "grad_norm": grad_norm, "is_finite": jnp.isfinite(mean) & jnp.isfinite(grad_norm)}
+        history = state.history
+        if isinstance(history, timesteps.LossHistory):
+            history = timesteps.remember(history, t, losses)
+        return TrainState(state.step + 1, params, opt_state, average, history), metrics
 
     return train_step
 

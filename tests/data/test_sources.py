@@ -60,6 +60,17 @@ def test_digits_are_scaled_to_the_full_range():
     np.testing.assert_allclose(images[..., 0] / 255, raw.images / 16, atol=0.5 / 255)
 
 
+def test_digits_that_are_held_out_are_not_trained_on():
+    train, test, everything = (sources.digits(split) for split in ("train", "test", "all"))
+    assert (len(train), len(test), len(everything)) == (1498, 299, 1797)
+    images = [{source[i]["image"].tobytes() for i in range(len(source))} for source in (train, test, everything)]
+    assert not images[0] & images[1]
+    assert images[0] | images[1] == images[2]
+    assert np.bincount([test[i]["label"] for i in range(299)]).min() > 20
+    with pytest.raises(ValueError, match="split: expected all, train or test"):
+        sources.digits("validation")
+
+
 def test_digits_have_scalar_labels():
     labels = [sources.digits()[index]["label"] for index in range(10)]
     assert [int(label) for label in labels] == list(range(10))

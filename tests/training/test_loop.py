@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(broken_step):
 DEVICES = """
 import json, jax, jax.numpy as jnp, numpy as np, optax
 import flax.linen as nn
-from ddpm_jax import schedules, sharding
+from ddpm_jax import losses, schedules, sharding, timesteps
 from ddpm_jax.training.state import init_state
 from ddpm_jax.training.step import make_train_step
 from ddpm_jax.training import loop
@@ -102,18 +102,20 @@ class Tiny(nn.Module):
 class Quiet:
     def say(self, line): pass
     def advance(self): pass
-    def write(self, step, figures): losses.append(figures["loss"])
+    def write(self, step, figures): seen.append(figures["loss"])
 
-losses, mesh, key = [], sharding.make_mesh(), jax.random.key(0)
+seen, mesh, key = [], sharding.make_mesh(), jax.random.key(0)
 optimizer = optax.adam(1e-3)
 state = sharding.create(lambda: init_state(key, Tiny(), optimizer, (8, 8, 1)), sharding.replicated(mesh))
-step = make_train_step(key, Tiny(), schedules.linear(1000), optimizer, random_flip=True)
+loss = lambda key, predict, x0, ids, t: losses.simple(key, schedules.linear(1000), predict, x0, ids=ids, t=t)
+times = lambda key, history, ids: (timesteps.stratified(key, 1000, ids, 8), jnp.ones(8))
+step = make_train_step(key, Tiny(), loss, times, optimizer, random_flip=True)
 rng = np.random.default_rng(0)
 batches = iter([{"image": rng.integers(0, 256, (8, 8, 8, 1), np.uint8)} for _ in range(20)])
 last = loop.train(state, step, batches, mesh, 5, save=lambda s: None, draw=lambda s: None, terminal=Quiet(), writers=[],
                   save_every=9, draw_every=9, log_every=1)
 params = [np.asarray(a).tolist() for a in jax.tree.leaves(last.params)]
-print(json.dumps({"devices": mesh.size, "losses": losses, "params": params}))
+print(json.dumps({"devices": mesh.size, "losses": seen, "params": params}))
 """
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import schedules
+from ddpm_jax import factory, schedules
+from ddpm_jax.config import Diffusion, Loss
 from ddpm_jax.training import step
 from ddpm_jax.training.state import TrainState, init_params, init_state, num_params
 
@@ -37,8 +38,11 @@ def new_state():
     return init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1))
 
 
-def make(**options):
-    return step.make_train_step(KEY, NETWORK, SCHEDULE, OPTIMIZER, **options)
+def make(optimizer=OPTIMIZER, times="uniform", **options):
+    loss = Loss(times=times)
+    of = factory.make_loss(loss, Diffusion(), SCHEDULE)
+    _, draw_times = factory.make_times(loss, 1000, 8)
+    return step.make_train_step(KEY, NETWORK, of, draw_times, optimizer, **options)
 
 
 def test_the_state_before_training():
@@ -65,7 +69,7 @@ def test_a_step_lowers_the_loss_of_its_own_batch():
 
 def test_the_gradient_is_clipped_by_its_global_norm_and_reported_unclipped():
     sgd = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
-    train_step = step.make_train_step(KEY, NETWORK, SCHEDULE, sgd)
+    train_step = make(sgd)
     state = new_state()._replace(opt_state=sgd.init(new_state().params))
     after, metrics = jax.jit(train_step)(state, BATCH)
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, state.params))
@@ -131,3 +135,19 @@ def test_the_average_follows_the_parameters():
     for average, value in zip(jax.tree.leaves(second.ema), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(average, value, rtol=1e-5, atol=1e-7)
     assert isinstance(second, TrainState)
+
+
+@pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
+def test_times_are_drawn_as_asked_and_importance_remembers(times):
+    history, _ = factory.make_times(Loss(times=times), 1000, 8)
+    state = init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1), history)
+    assert ("history" in state.parts()) == (times == "importance")
+    train_step = jax.jit(make(times=times))
+    for _ in range(3):
+        state, metrics = train_step(state, BATCH)
+        assert metrics["is_finite"]
+    if times == "importance":
+        assert state.history.seen.sum() == 24
+        assert (state.history.losses.sum(axis=1) > 0).sum() == (state.history.seen > 0).sum()
+    else:
+        assert state.history == ()

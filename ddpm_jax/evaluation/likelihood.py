@@ -1,0 +1,84 @@
+"""How likely a model finds images: each image once, whatever the batch and the number of devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax import images, keys, likelihood, sharding
+from ddpm_jax.data.sources import Source
+from ddpm_jax.denoiser import Denoise
+from ddpm_jax.schedules import Schedule
+
+PerImage = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+"""(uint8 [B, H, W, C], ids [B]) -> results, each [B, ...]; those of image i depend on it and on ids[i] alone."""
+
+
+def bound(key: jax.Array, schedule: Schedule, denoise: Denoise, variance: str, image: jax.Array, ids: jax.Array):
+    """`likelihood.bound` of images, as PerImage: `prior` [B], `terms` [B, T], `mse` [B, T]."""
+    return likelihood.bound(key, schedule, denoise, images.to_float(image), variance, ids=ids)._asdict()
+
+
+def ode_nll(
+    key: jax.Array, schedule: Schedule, denoise: Denoise, num_steps: int, exact: bool, image: jax.Array, ids: jax.Array
+):
+    """`likelihood.ode_log_likelihood` of dequantised images, as PerImage: `bits_per_dimension` [B].
+
+    As Song et al. 2020 do, the images are given uniform noise over a grey value's width, and taken for the process's least
+    noisy level.
+    """
+    dequantise = keys.per_example(keys.stream(key, "dequantise"), ids)
+    x = images.to_float(image) + (keys.draw(jax.random.uniform, dequantise, image.shape[1:]) - 0.5) / 127.5
+    log_snr = schedule.log_snr[np.isfinite(schedule.log_snr)]
+    nats = likelihood.ode_log_likelihood(
+        None if exact else key, schedule, denoise, x, (log_snr[0], log_snr[-1]), num_steps, ids
+    )
+    return {"bits_per_dimension": likelihood.bits_per_dimension(nats, math.prod(image.shape[1:]))}
+
+
+def in_batches(per_image: PerImage, source: Source, mesh: Mesh, batch_size: int, num: int) -> Callable[[int], dict]:
+    """Makes what measures batch number n of the first num images of a source.
+
+    Args:
+        per_image: What is measured.
+        source: The images.
+        mesh: The devices, among which a batch is divided.
+        batch_size: Images a batch; the last may hold fewer.
+        num: How many images there are.
+
+    Returns:
+        n -> the results of its images, each [up to batch_size, ...]. What fills a batch up so that all have one shape that
+        the devices divide is measured, and left out.
+    """
+    compiled = jax.jit(per_image, compiler_options=sharding.compiler_options())
+    filled = math.ceil(batch_size / mesh.size) * mesh.size
+
+    def measure(batch: int) -> dict[str, np.ndarray]:
+        ids = np.arange(batch * batch_size, min((batch + 1) * batch_size, num))
+        all_ids = np.resize(ids, filled)
+        image = np.stack([source[int(i)]["image"] for i in all_ids])
+        placed = sharding.put_batch(mesh, {"image": image, "ids": all_ids.astype(np.int32)})
+        return {name: np.asarray(a)[: len(ids)] for name, a in compiled(placed["image"], placed["ids"]).items()}
+
+    return measure
+
+
+def sums(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is kept of a batch of `bound`: bits per dimension of every image, and sums over the batch of each term."""
+    total = measured["prior"] + measured["terms"].sum(axis=1, dtype=np.float64)
+    return {
+        "bits_per_dimension": total,
+        "prior": measured["prior"].sum(dtype=np.float64),
+        "terms": measured["terms"].sum(axis=0, dtype=np.float64),
+        "mse": measured["mse"].sum(axis=0, dtype=np.float64),
+    }
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean of [N] values and its standard error, nan for one value."""
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), float(error)

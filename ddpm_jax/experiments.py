@@ -1,0 +1,191 @@
+"""What Ho et al. 2020 show of a trained model in section 4: estimates on the way, shared noise, interpolation, coding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ddpm_jax import diffusion, keys, likelihood
+from ddpm_jax.denoiser import Denoise
+from ddpm_jax.diffusion import expand
+from ddpm_jax.samplers.base import Sampler, initial_noise, sample, sample_path
+from ddpm_jax.schedules import Level, Schedule
+
+
+def progressive(
+    key: jax.Array, sampler: Sampler, denoise: Denoise, levels: Level, shape: Sequence[int], ids: ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Progressive generation, figure 6: what the model believes the image to be, at every step.
+
+    Args:
+        key, sampler, denoise, levels, shape, ids: As for `samplers.sample`.
+
+    Returns:
+        The samples [B, ...], and the estimates of x0 before each step [N, B, ...], the first from noise alone.
+    """
+    return sample_path(key, sampler, denoise, levels, shape, ids, keep=lambda x, denoised: denoised.x0)
+
+
+def tail(levels: Level, t: int) -> Level:
+    """The part of a grid from the first level at time t or below on.
+
+    Args:
+        levels: A grid [N + 1] that goes towards the data.
+        t: A time of at least that of the last level but one.
+
+    Raises:
+        ValueError: no step is left.
+    """
+    start = int(np.argmax(np.asarray(levels.t) <= t))
+    if levels.t[start] > t or start == len(levels.t) - 1:
+        raise ValueError(f"t: expected at least {levels.t[-2]}, the last time of the grid, received {t}")
+    return Level(*(a[start:] for a in levels))
+
+
+def shared(
+    key: jax.Array, sampler: Sampler, denoise: Denoise, levels: Level, t: int, shape: Sequence[int], first_id: int = 0
+) -> jax.Array:
+    """Images that share their x_t, figure 7: the earlier they part, the less they have in common.
+
+    Args:
+        key: A typed key.
+        sampler: A method that draws noise; without, all images are the same.
+        denoise: The model.
+        levels: A grid [N + 1] that goes towards the data.
+        t: Where they part: image first_id is drawn down to the first level of the grid at t or below.
+        shape: [B, ...].
+        first_id: The number of the image whose x_t they share.
+
+    Returns:
+        The samples [B, ...].
+
+    Raises:
+        ValueError: t below the last time of the grid.
+    """
+    rest = tail(levels, t)
+    begun, one, ids = len(levels.t) - len(rest.t), (1, *shape[1:]), jnp.array([first_id])
+    head = Level(*(a[: begun + 1] for a in levels))
+    x_t = sample(key, sampler, denoise, head, one, ids) if begun > 0 else initial_noise(key, levels, one, ids)
+    parted = keys.stream(key, "parted")
+    return sample(parted, sampler, denoise, rest, shape, x_init=jnp.broadcast_to(x_t, tuple(shape)))
+
+
+def interpolate(
+    key: jax.Array,
+    sampler: Sampler,
+    denoise: Denoise,
+    levels: Level,
+    t: int,
+    a: jax.Array,
+    b: jax.Array,
+    shares: Sequence[float],
+) -> jax.Array:
+    """Interpolation between images, figure 8: (1 - l) x_t + l x'_t, with x_t ~ q(x_t | a) and x'_t ~ q(x_t | b), is denoised.
+
+    The noise is the same for all shares, so that they differ by l alone.
+
+    Args:
+        key: A typed key.
+        sampler: The method.
+        denoise: The model.
+        levels: A grid [N + 1] that goes towards the data.
+        t: How far up: the first level of the grid at t or below. The paper shows 500 of 1000.
+        a: Clean data [B, ...], in [-1, 1].
+        b: Clean data [B, ...].
+        shares: l, each in [0, 1].
+
+    Returns:
+        [len(shares), B, ...].
+
+    Raises:
+        ValueError: t below the last time of the grid, or a share outside [0, 1].
+    """
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"shares: expected values in [0, 1], received {shares}")
+    rest = tail(levels, t)
+    level = Level(*(jnp.asarray(part[0]) for part in rest))
+    ids = jnp.arange(len(a))
+    eps_a, eps_b = (keys.draw(jax.random.normal, keys.per_example(keys.stream(key, end), ids), a.shape[1:]) for end in "ab")
+    x_a, x_b = diffusion.add_noise(level, a, eps_a), diffusion.add_noise(level, b, eps_b)
+
+    def at(share: jax.Array) -> jax.Array:
+        return sample(key, sampler, denoise, rest, a.shape, x_init=(1 - share) * x_a + share * x_b)
+
+    return jax.lax.map(at, jnp.asarray(shares))
+
+
+class Coded(NamedTuple):
+    """What a receiver has seen of images.
+
+    Attributes:
+        x0: Estimates after each stage [K, B, ...], the coarsest first.
+        rate: Bits per dimension received until then, [K, B].
+        mse: Mean squared error of the estimates, on the scale [-1, 1], [K, B].
+    """
+
+    x0: jax.Array
+    rate: jax.Array
+    mse: jax.Array
+
+
+def progressive_coding(
+    key: jax.Array,
+    schedule: Schedule,
+    denoise: Denoise,
+    x0: jax.Array,
+    times: Sequence[int],
+    variance: str = "fixed_large",
+    ids: ArrayLike | None = None,
+) -> Coded:
+    """Progressive lossy coding, algorithms 3 and 4 and figure 5: x_T is sent, then x_{T-1} given x_T, and so on.
+
+    Sender and receiver share p; a sample of q is sent by about KL(q || p) bits (minimal random coding), which are counted
+    here, not written. The receiver's estimate of the image after x_t is the model's.
+
+    Args:
+        key: A typed key.
+        schedule: The noise schedule, T >= 2 steps.
+        denoise: The model.
+        x0: Clean data [B, ...], in [-1, 1].
+        times: At which t to look, each in 0..T-1.
+        variance: "fixed_small", "fixed_large" or "learned".
+        ids: Integers [B], the examples' global numbers, 0..B-1 by default.
+
+    Returns:
+        Coded, with one stage a time, from the largest on.
+
+    Raises:
+        ValueError: times out of range.
+        TypeError: times are not integers.
+    """
+    schedule.checked(np.asarray(times))
+    wanted = np.unique(times)[::-1]
+    example_keys = keys.per_example(keys.stream(key, "coding"), jnp.arange(len(x0)) if ids is None else ids)
+
+    def noise(t: ArrayLike) -> jax.Array:
+        return keys.draw(jax.random.normal, jax.vmap(jax.random.fold_in, (0, None))(example_keys, t), x0.shape[1:])
+
+    slots = np.full(schedule.num_steps, len(wanted))
+    slots[wanted] = np.arange(len(wanted))
+
+    def send(carry: tuple[jax.Array, jax.Array, Coded], at: tuple[jax.Array, jax.Array]):
+        (x_t, rate, seen), (t, slot) = carry, at
+        denoised = denoise(x_t, schedule.level(t))
+        mse = jnp.mean((denoised.x0 - x0) ** 2, axis=range(1, x0.ndim))
+        stage = Coded(denoised.x0, rate, mse)
+        seen = jax.tree.map(lambda a, new: a.at[slot].set(new, mode="drop"), seen, stage)
+        posterior = diffusion.q_posterior(schedule, x0, x_t, t)
+        x_s = posterior.mean + expand(jnp.sqrt(posterior.variance), x0) * noise(t)
+        return (x_s, rate + likelihood.term(schedule, denoised, x0, x_t, t, variance), seen), None
+
+    empty = Coded(*(jnp.zeros((len(wanted), *shape), x0.dtype) for shape in (x0.shape, x0.shape[:1], x0.shape[:1])))
+    x_last = diffusion.q_sample(schedule, x0, schedule.num_steps - 1, noise(schedule.num_steps))
+    backwards = jnp.arange(schedule.num_steps)[::-1]
+    beginning = (x_last, likelihood.prior(schedule, x0), empty)
+    (_, _, seen), _ = jax.lax.scan(send, beginning, (backwards, jnp.asarray(slots)[backwards]))
+    return seen

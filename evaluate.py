@@ -1,0 +1,150 @@
+"""Measures a trained model: `python evaluate.py --workdir runs/digits --metric bpd`. The same command again resumes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ddpm_jax.cli import UsageError, blame, parse, run_script
+from ddpm_jax.config import Data, Diffusion, check_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    workdir: str = "runs/digits"
+    """Where the model was trained; its last checkpoint is used, and results go to its folder evaluation."""
+    metric: Literal["bpd", "rate_distortion", "ode_nll"] = "bpd"
+    """bpd: the variational bound, bits/dim. rate_distortion: its curve. ode_nll: bits/dim by the probability-flow ODE."""
+    split: str = "test"
+    """digits, tfds: which images."""
+    path: str | None = None
+    """npz, folder: the images; those of training by default."""
+    num: int | None = None
+    """How many images, from the first on; all by default."""
+    batch_size: int = 64
+    """Images measured at once."""
+    variance: Literal["fixed_small", "fixed_large", "learned"] | None = None
+    """bpd, rate_distortion: the variance of the model's steps; its own by default."""
+    seed: int = 0
+    """Of the noise; the result of image i depends on (seed, i) alone."""
+    ode_steps: int = 100
+    """ode_nll: steps of the solver, each of which runs the network four times."""
+    exact: bool = False
+    """ode_nll: the exact divergence instead of Hutchinson's estimate, one derivative for every pixel."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the options and the workdir, measures, and writes the figures."""
+    options = parse(Options(), argv, str(__doc__))
+    for name in ("num", "batch_size", "ode_steps"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, received {getattr(options, name)}")
+    check_seed("--seed", options.seed)
+    if not (pathlib.Path(options.workdir) / "checkpoints").is_dir():  # told before anything is imported
+        raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
+
+    import jax  # here and below, so that --help and mistakes are answered at once
+    import numpy as np
+    from tqdm import tqdm
+
+    from ddpm_jax import factory
+    from ddpm_jax.evaluation import likelihood, records
+    from ddpm_jax.training import trained
+
+    # The model and the images.
+    with blame("--workdir"):
+        model = trained.load(options.workdir)
+    data = held_out(model.config.data, options)
+    source = factory.make_source(data)
+    with blame("--path"):
+        if source[0]["image"].shape != model.image_shape:
+            raise ValueError(f"expected images of {model.image_shape}, as in training, received {source[0]['image'].shape}")
+    num = min(options.num or len(source), len(source))
+
+    # What is measured of each.
+    key, ode = jax.random.key(options.seed), options.metric == "ode_nll"
+    variance = checked_variance(options, model.config.diffusion)
+    denoise = factory.bind_denoise(model.config, model.network, model.schedule, model.params, clip=not ode)
+    if ode:
+        per_image = functools.partial(likelihood.ode_nll, key, model.schedule, denoise, options.ode_steps, options.exact)
+    else:
+        per_image = functools.partial(likelihood.bound, key, model.schedule, denoise, variance)
+    in_batches = likelihood.in_batches(per_image, source, model.mesh, options.batch_size, num)
+    measure = in_batches if ode else lambda batch: likelihood.sums(in_batches(batch))
+
+    # Batch after batch, from where it was.
+    folder = pathlib.Path(options.workdir) / "evaluation"
+    name = "ode_nll" if ode else "bound"  # bpd and rate_distortion are two readings of the same terms
+    settings = {"step": model.step, "data": dataclasses.asdict(data), "num": num, "batch_size": options.batch_size}
+    settings |= {"seed": options.seed}
+    settings |= {"ode_steps": options.ode_steps, "exact": options.exact} if ode else {"variance": variance}
+    found = []
+    with blame("--workdir"):
+        folder.mkdir(exist_ok=True)
+    with tqdm(total=num, unit="image", disable=None) as bar:
+        batches = range(-(-num // options.batch_size))
+        for results in records.resumable(folder / f"{name}.jsonl", settings, batches, measure):
+            found.append(results)
+            bar.update(len(results["bits_per_dimension"]))
+    bits = np.concatenate([results["bits_per_dimension"] for results in found])
+    means = {name: sum(results[name] for results in found) / num for name in found[0] if name != "bits_per_dimension"}
+    report(options.metric, folder, settings, bits, means)
+
+
+def held_out(data: Data, options: Options) -> Data:
+    """Where the images to measure come from."""
+    if options.path is not None and data.source not in ("npz", "folder"):
+        raise UsageError(f"--path: expected with a run on npz or folder data, this one is on {data.source}")
+    if options.path is None and data.source in ("npz", "folder"):
+        print("measuring the images of training; give others by --path")
+    return dataclasses.replace(data, split=options.split, path=options.path or data.path, random_flip=False)
+
+
+def checked_variance(options: Options, diffusion: Diffusion) -> str:
+    """The variance of the steps, as `likelihood` names it. Raises UsageError where the model has none for the metric."""
+    learned = diffusion.variance.startswith("learned")
+    if options.variance == "learned" and not learned:
+        raise UsageError("--variance: expected fixed_small or fixed_large, for this model has not learned one")
+    if options.metric == "ode_nll" and (diffusion.prediction == "mean" or diffusion.variance == "learned_raw"):
+        raise UsageError("--metric: expected bpd or rate_distortion, for this model knows its schedule's own times alone")
+    return options.variance or diffusion.variance.removesuffix("_raw")
+
+
+def report(metric: str, folder: pathlib.Path, settings: dict[str, Any], bits: Any, means: dict[str, Any]) -> None:
+    """Prints the figures, and writes them as JSON and as a plot."""
+    from ddpm_jax.evaluation import likelihood, plots
+    from ddpm_jax.likelihood import rate_distortion
+
+    bpd, error = likelihood.mean_and_error(bits)
+    result: dict[str, Any] = {"metric": metric, **settings, "bpd": bpd, "standard_error": error}
+    print(f"{bpd:.4f} +- {error:.4f} bits/dim on {len(bits)} images, step {settings['step']}")
+    match metric:
+        case "bpd":
+            result |= {"prior": float(means["prior"]), "terms": means["terms"].tolist()}
+            draw = plots.terms
+        case "rate_distortion":
+            rate, distortion = rate_distortion(means["prior"], means["terms"], means["mse"])
+            result |= {"rate": rate.tolist(), "distortion": distortion.tolist()}
+            draw = plots.rate_distortion
+            print("reverse steps   rate (bits/dim)   distortion (RMSE, 0 to 255)")
+            for step in range(0, len(rate), max(len(rate) // 10, 1)):
+                print(f"{len(rate) - step:13d}   {rate[step]:15.5f}   {distortion[step]:27.5f}")
+        case _:
+            result["bits_per_dimension"] = bits.tolist()
+            draw = plots.histogram
+    (folder / f"{metric}.json").write_text(json.dumps(result, indent=1) + "\n")
+    try:
+        plots.save(folder / f"{metric}.png", lambda figure: draw(figure, result))
+    except ImportError:
+        print('no plot: it needs matplotlib, pip install -e ".[plot]"')
+    print(f"written to {folder / metric}.json")
+
+
+if __name__ == "__main__":
+    run_script(main)
