@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,18 +36,19 @@ def random_flip(keys: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
 
 
-def grid(image: np.ndarray, gap: int = 1) -> np.ndarray:
-    """Lays images out in rows, as square as their number allows.
+def grid(image: np.ndarray, gap: int = 1, columns: int | None = None) -> np.ndarray:
+    """Lays images out in rows.
 
     Args:
         image: uint8 [N, H, W, C].
         gap: Black pixels between images.
+        columns: Images a row; as square as their number allows by default.
 
     Returns:
         uint8 [rows * (H + gap) - gap, columns * (W + gap) - gap, C]; places without an image are black.
     """
     num, height, width, channels = image.shape
-    columns = math.ceil(math.sqrt(num))
+    columns = math.ceil(math.sqrt(num)) if columns is None else columns
     rows = math.ceil(num / columns)
     sheet = np.zeros((rows * columns, height + gap, width + gap, channels), np.uint8)
     sheet[:num, :height, :width] = image
@@ -54,19 +56,37 @@ def grid(image: np.ndarray, gap: int = 1) -> np.ndarray:
     return sheet.reshape(rows * (height + gap), columns * (width + gap), channels)[: -gap or None, : -gap or None]
 
 
-def save_grid(path: str | os.PathLike[str], image: np.ndarray, max_size: int = 512) -> None:
+def save_grid(path: str | os.PathLike[str], image: np.ndarray, max_size: int = 512, columns: int | None = None) -> None:
     """Writes a grid of images as a PNG, small ones enlarged by whole numbers without smoothing.
 
     Args:
         path: The file; its folder is made where missing.
         image: uint8 [N, H, W, C], C = 1 or 3; of other numbers the first, as grayscale.
         max_size: The grid is enlarged while its width stays within this.
+        columns: Images a row; as square as their number allows by default.
     """
-    from PIL import Image  # here, so that the arithmetic above needs jax alone
-
-    sheet = grid(image)
-    scale = max(max_size // sheet.shape[1], 1)
-    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet if sheet.shape[-1] == 3 else sheet[..., 0]).save(path)
+    _sheet(image, max_size, columns).save(path)
+
+
+def save_film(path: str | os.PathLike[str], frames: np.ndarray, seconds: float = 4.0) -> None:
+    """Writes an animated GIF that plays for ever, each frame a grid of images and the last held for a second.
+
+    Args:
+        path: The file.
+        frames: uint8 [F, N, H, W, C], C as for `save_grid`.
+        seconds: How long all frames but the last take.
+    """
+    first, *others = (_sheet(frame, 512, None) for frame in frames)
+    durations = [max(int(1000 * seconds / len(frames)), 20)] * len(others) + [1000]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def _sheet(image: np.ndarray, max_size: int, columns: int | None) -> Any:
+    from PIL import Image  # here, so that the arithmetic above needs jax alone
+
+    sheet = grid(image, columns=columns)
+    scale = max(max_size // sheet.shape[1], 1)
+    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(sheet if sheet.shape[-1] == 3 else sheet[..., 0])

@@ -63,8 +63,8 @@ def discretized_log_likelihood(x0: jax.Array, mean: jax.Array, log_scale: ArrayL
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder: expected one of {DECODERS}, received {decoder!r}")
-    if not isinstance(x0, jax.core.Tracer) and np.any(np.abs(np.asarray(x0, np.float64)) > 1 + 1e-6):
-        raise ValueError(f"x0: expected values in [-1, 1], received {np.min(x0)} to {np.max(x0)}")
+    if not isinstance(x0, jax.core.Tracer) and np.any(np.abs(known := np.asarray(x0, np.float64)) > 1 + 1e-6):
+        raise ValueError(f"x0: expected values in [-1, 1], received {known.min()} to {known.max()}")
     inverse = jnp.exp(-jnp.asarray(log_scale))
     above, below = (x0 - mean + 1 / 255) * inverse, (x0 - mean - 1 / 255) * inverse
     above, below = jnp.where(x0 > 0.999, jnp.inf, above), jnp.where(x0 < -0.999, -jnp.inf, below)

@@ -30,7 +30,7 @@ def test_progressive_estimates_end_in_the_samples_and_begin_at_the_mean():
 
 
 def test_images_that_part_early_differ_and_that_part_late_agree():
-    """64 numbers an image, noise of sigma = 1, 0.96 and 0.19 around bumps at +-0.7: how many lie in the same bump as those of another image of the same x_t."""
+    """64 numbers an image, noise of sigma = 1, 0.96 and 0.19 around bumps at +-0.7, and then the bump each number is in."""
 
     def agreement(t):
         x = np.sign(experiments.shared(KEY, samplers.ddpm(), denoise, LEVELS, t, (20, 64)))

@@ -30,19 +30,22 @@ def test_the_commands_are_those_tested_here():
         "pip install -e . && python train.py --config configs/digits.py --workdir runs/digits",
         'pip install -e ".[test]" && pytest',
         "python sample.py --workdir runs/digits --num 64 --out out/digits",
+        "python evaluate.py --workdir runs/digits --metric bpd",
     ]
 
 
 def test_the_commands_run(tmp_path):
-    """But for installing, and for the length of the training; pytest is this test's own command."""
-    for name in ("train.py", "sample.py", "configs", "ddpm_jax"):
+    """But for installing, and for the length of the training and of the chain; pytest is this test's own command."""
+    for name in ("train.py", "sample.py", "evaluate.py", "configs", "ddpm_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     train = COMMANDS[0].split(" && ")[1] + " --train.num_steps 2 --sample.num 4 --sample.steps 2"
-    for command in (train, COMMANDS[2] + " --steps 2"):
+    train += " --diffusion.num_steps 10"
+    for command in (train, COMMANDS[2] + " --steps 2", COMMANDS[3] + " --num 20"):
         words = [sys.executable if word == "python" else word for word in shlex.split(command)]
         result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "digits" / "grid.png").exists()
+    assert (tmp_path / "runs" / "digits" / "evaluation" / "bpd.json").exists()
     assert np.load(tmp_path / "out" / "digits" / "samples.npz")["image"].shape == (64, 8, 8, 1)
 
 

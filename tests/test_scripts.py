@@ -94,6 +94,21 @@ def test_training_that_has_ended_stays_as_it_is(trained):
     assert digest(workdir) == before
 
 
+def test_the_papers_experiments_are_drawn(trained, tmp_path):
+    workdir, _ = trained
+    draw = lambda *args: run("sample.py", "--workdir", workdir, "--out", tmp_path, "--num", 3, *args)  # noqa: E731
+    sizes = {"film": (5, 3), "shared": (2, 2), "interpolate": (13, 3), "coding": (5, 3)}
+    options = {"film": (5,), "shared": (500, "--sampler", "ddpm"), "interpolate": (500,), "coding": (4,)}
+    for name, (columns, rows) in sizes.items():
+        result = draw(f"--{name}", *options[name])
+        assert result.returncode == 0, result.stderr
+        scale = max(512 // (columns * 9 - 1), 1)
+        assert Image.open(tmp_path / f"{name}.png").size == ((columns * 9 - 1) * scale, (rows * 9 - 1) * scale)
+    assert result.stdout.count("bits/dim") == 4
+    film = Image.open(tmp_path / "film.gif")
+    assert (film.is_animated, film.n_frames) == (True, 5)
+
+
 def test_sampling_needs_the_workdir_alone(trained, tmp_path):
     workdir, _ = trained
     draw = lambda out, *args: run("sample.py", "--workdir", workdir, "--out", tmp_path / out, *args, cwd=tmp_path)  # noqa: E731
@@ -126,6 +141,10 @@ def test_sampling_needs_the_workdir_alone(trained, tmp_path):
         (["--network.multipliers", "1", "1", "1", "1", "1"], "--network: multipliers: 5 levels expected"),
         (["--data.source", "folder", "--data.image_size", "8", "--data.path", "broken"], "--data: none of the 1 images"),
         (["--network.channels", "9"], "--network: channels: "),
+        (["--loss.kind", "hybrid"], "--loss.kind: expected --diffusion.variance learned"),
+        (["--diffusion.variance", "learned"], "--loss.kind: expected hybrid or vlb"),
+        (["--loss.kind", "vlb", "--loss.distance", "l1"], "--loss.kind: expected simple or hybrid with"),
+        (["--data.split", "validation"], "--data.split: split: expected all, train or test"),
         (["--sample.steps", "1001"], "--sample.steps: num_steps: expected 1 to 1000"),
         (["--sample.sampler", "ddim", "--sample.eta", "2"], "--sample.eta: "),
         (["--train.num_steps", "0"], "--train.num_steps: expected a positive number"),
@@ -161,6 +180,10 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(tmp_path, args, sa
         (["--eta", "0.5", "--sampler", "ddpm"], "--eta: expected with --sampler ddim"),
         (["--nmu", "3"], "--nmu: expected an option, perhaps --num"),
         (["--sampler", "ddmp"], "--sampler"),
+        (["--film", "0"], "--film: expected at least 1, received 0"),
+        (["--film", "3", "--coding", "3"], "--film: expected one experiment at a time"),
+        (["--interpolate", "-1"], "--interpolate: t: expected at least 0"),
+        (["--variance", "learned", "--sampler", "ddpm"], "--variance: expected fixed_small or fixed_large"),
     ],
 )
 def test_a_mistake_in_sampling_is_one_line_and_writes_nothing(trained, tmp_path, args, said):
