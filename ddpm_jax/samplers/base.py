@@ -7,7 +7,7 @@ beforehand, in float64 where the levels are concrete, special ends included; `sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,13 @@ from jax.typing import ArrayLike
 from ddpm_jax import keys
 from ddpm_jax.denoiser import Denoise, Denoised
 from ddpm_jax.schedules import Array, Level
+
+
+class HasLevels(Protocol):
+    """A schedule, in discrete or continuous time, that knows its levels by their signal-to-noise ratio."""
+
+    def level_at(self, log_snr: ArrayLike) -> Level:
+        """The Level where log(alpha^2 / sigma^2) is log_snr."""
 
 
 class Sampler(NamedTuple):
@@ -41,6 +48,7 @@ def sample(
     shape: Sequence[int],
     ids: ArrayLike | None = None,
     x_init: jax.Array | None = None,
+    remat: bool = False,
 ) -> jax.Array:
     """Samples along a grid of levels, in memory that does not grow with the number of steps.
 
@@ -52,6 +60,8 @@ def sample(
         shape: [B, ...], the shape of the samples.
         ids: Integers [B], the samples' global numbers, 0..B-1 by default: sample i depends on (key, ids[i]) alone.
         x_init: Where to start [B, ...]; by default hypot(alpha, sigma) * noise at the first level.
+        remat: Whether a gradient computes each step anew on its way back, in the memory of one step's activations and N
+            copies of x and state, instead of N steps' activations.
 
     Returns:
         The samples, [B, ...].
@@ -60,7 +70,7 @@ def sample(
         TypeError: a missing key.
         ValueError: a grid that the sampler does not accept, or an x_init or ids in another shape.
     """
-    return sample_path(key, sampler, denoise, levels, shape, ids, x_init, keep=lambda x, denoised: None)[0]
+    return sample_path(key, sampler, denoise, levels, shape, ids, x_init, lambda x, denoised: None, remat)[0]
 
 
 def sample_path(
@@ -72,12 +82,14 @@ def sample_path(
     ids: ArrayLike | None = None,
     x_init: jax.Array | None = None,
     keep: Callable[[jax.Array, Denoised], Any] = lambda x, denoised: x,
+    remat: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Samples, and keeps something of every step: memory grows with their number.
 
     Args:
         key, sampler, denoise, levels, shape, ids, x_init: As for `sample`.
         keep: (x after the step, what was believed before it) -> the pytree to keep; by default x.
+        remat: As for `sample`.
 
     Returns:
         The samples [B, ...], and what was kept, stacked over the steps [N, ...], first step first.
@@ -103,6 +115,7 @@ def sample_path(
         x_next = x_next.astype(x.dtype)
         return (x_next, state), keep(x_next, denoised)
 
+    body = jax.checkpoint(body, prevent_cse=False) if remat else body
     (x, _), kept = jax.lax.scan(body, (x, sampler.init(x)), (jnp.arange(len(levels.alpha) - 1), plan))
     return x, kept
 
@@ -126,6 +139,13 @@ def normal(example_keys: jax.Array | None, shape: Sequence[int]) -> jax.Array:
     if example_keys is None:
         raise TypeError("key: expected a typed key such as jax.random.key(0), received None")
     return keys.draw(jax.random.normal, example_keys, tuple(shape[1:]))
+
+
+def split(example_keys: jax.Array | None, num: int) -> list[jax.Array | None]:
+    """As many independent draws a step as one likes: num lists of keys [B] from one; None stays None."""
+    if example_keys is None:
+        return [None] * num
+    return [jax.vmap(jax.random.fold_in, (0, None))(example_keys, i) for i in range(num)]
 
 
 def ends(levels: Level) -> tuple[Level, Level]:
@@ -159,11 +179,44 @@ def refuse_noisier_steps(levels: Level, method: str) -> None:
     """
     if isinstance(levels.alpha, jax.core.Tracer) or isinstance(levels.sigma, jax.core.Tracer):
         return
-    angle = np.arctan2(np.asarray(levels.sigma), np.asarray(levels.alpha))  # finite at both ends, unlike log_snr
-    if np.any(np.diff(angle) >= 0):
-        step = int(np.argmax(np.diff(angle) >= 0))
-        raise ValueError(f"levels: {method} expected every level less noisy than the one before, "
-                         f"received t = {levels.t[step]} then {levels.t[step + 1]}")  # fmt: skip
+    _refuse(levels, np.diff(_angle(levels)) >= 0, f"{method} expected every level less noisy than the one before")
+
+
+def refuse_turns(levels: Level, method: str) -> None:
+    """Checks that a grid goes one way, to the data or to the noise, where its values are known.
+
+    Raises:
+        ValueError: a step stays at its noise level, or goes another way than the first.
+    """
+    if isinstance(levels.alpha, jax.core.Tracer) or isinstance(levels.sigma, jax.core.Tracer):
+        return
+    change = np.diff(_angle(levels))
+    _refuse(levels, change * np.sign(change[0]) <= 0, f"{method} expected levels that go one way, all different")
+
+
+def refuse_standing_steps(levels: Level, method: str) -> None:
+    """Raises ValueError where a step of a grid of known values stays at its noise level."""
+    if isinstance(levels.alpha, jax.core.Tracer) or isinstance(levels.sigma, jax.core.Tracer):
+        return
+    _refuse(levels, np.diff(_angle(levels)) == 0, f"{method} expected neighbouring levels that differ")
+
+
+def refuse_few_steps(levels: Level, num_steps: int, method: str) -> None:
+    """Raises ValueError where a grid has fewer than num_steps steps."""
+    if len(levels.alpha) - 1 < num_steps:
+        raise ValueError(f"levels: {method} expected at least {num_steps} steps, received {len(levels.alpha) - 1}")
+
+
+def _angle(levels: Level) -> np.ndarray:
+    """The noise level as an angle, 0 at clean data and pi / 2 at pure noise: finite at both ends, unlike log_snr."""
+    return np.arctan2(np.asarray(levels.sigma), np.asarray(levels.alpha))
+
+
+def _refuse(levels: Level, wrong: np.ndarray, expected: str) -> None:
+    """Raises ValueError naming the first wrong step, if there is one."""
+    if np.any(wrong):
+        step = int(np.argmax(wrong))
+        raise ValueError(f"levels: {expected}, received t = {levels.t[step]} then {levels.t[step + 1]}")
 
 
 def _at_precision_of(x: jax.Array, a: ArrayLike) -> jax.Array:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+import itertools
 
+import numpy as np
+from jax.typing import ArrayLike
+
+from ddpm_jax.samplers.base import HasLevels
 from ddpm_jax.schedules import Level, Schedule
 
 SPACINGS = ("leading", "linspace", "trailing", "quadratic")
 
 
-def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "leading") -> Level:
+def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "leading", clean: bool = True) -> Level:
     """Picks num_steps of the schedule's T levels, noisiest first, and ends at the clean one.
 
     With T = 1000 and 10 steps:
@@ -25,17 +29,20 @@ def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "lea
         schedule: The schedule, T steps.
         num_steps: From 1 to T; all T by default. Times that fall together after rounding are visited once.
         spacing: "leading", "linspace", "trailing" or "quadratic".
+        clean: Whether the grid ends at the clean level. If not, it has one more of the schedule's levels, and ends at the
+            last of them: with "linspace", as DPM-Solver's code does, at t = 0. num_steps is then at most T - 1.
 
     Returns:
-        A Level of numpy arrays [N + 1]; the last is t = 0, alpha = 1, sigma = 0.
+        A Level of numpy arrays [N + 1]; with `clean`, the last is t = 0, alpha = 1, sigma = 0.
 
     Raises:
-        ValueError: num_steps outside 1..T, or an unknown spacing.
+        ValueError: num_steps out of range, or an unknown spacing.
     """
-    total = schedule.num_steps
-    num_steps = total if num_steps is None else num_steps
-    if not 1 <= num_steps <= total:
-        raise ValueError(f"num_steps: expected 1 to {total}, the schedule's number of steps, received {num_steps}")
+    total, most = schedule.num_steps, schedule.num_steps - (not clean)
+    num_steps = most if num_steps is None else num_steps
+    if not 1 <= num_steps <= most:
+        raise ValueError(f"num_steps: expected 1 to {most}, the schedule's number of steps, received {num_steps}")
+    num_steps += not clean
     t: np.ndarray
     match spacing:
         case "leading":
@@ -48,26 +55,222 @@ def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "lea
             t = np.linspace(0, np.sqrt(0.8 * total), num_steps) ** 2
         case _:
             raise ValueError(f"spacing: expected one of {SPACINGS}, received {spacing!r}")
-    return at(schedule, np.unique(t.astype(np.int32))[::-1])
+    return at(schedule, np.unique(t.astype(np.int32))[::-1], clean)
 
 
-def at(schedule: Schedule, t: np.ndarray) -> Level:
+def at(schedule: Schedule, t: np.ndarray, clean: bool = True) -> Level:
     """The grid that visits the given times in their order, then the clean level.
 
     Args:
         schedule: The schedule, T steps.
-        t: Integers [N] in 0..T-1.
+        t: Integers [N] in 0..T-1; [N + 1] without the clean level.
+        clean: Whether the clean level comes last.
 
     Returns:
-        A Level of numpy arrays [N + 1]; the last is t = 0, alpha = 1, sigma = 0.
+        A Level of numpy arrays [N + 1]; with `clean`, the last is t = 0, alpha = 1, sigma = 0.
 
     Raises:
-        ValueError: t is empty, not one-dimensional, or leaves 0..T-1.
+        ValueError: t is empty (or a single time, without the clean level), not one-dimensional, or leaves 0..T-1.
         TypeError: t is not of integers.
     """
     t = np.asarray(t)
-    if t.ndim != 1 or len(t) == 0:
-        raise ValueError(f"t: expected one dimension [N], N at least 1, received shape {t.shape}")
+    if t.ndim != 1 or len(t) < 2 - clean:
+        raise ValueError(f"t: expected one dimension, at least {2 - clean} times, received shape {t.shape}")
     schedule.checked(t)
     alpha, sigma = np.asarray(schedule.alpha)[t], np.asarray(schedule.sigma)[t]
-    return Level(np.append(t, 0), np.append(alpha, 1.0), np.append(sigma, 0.0))
+    return _ending(Level(t, alpha, sigma), clean)
+
+
+def at_log_snr(schedule: HasLevels, log_snr: ArrayLike, clean: bool = True) -> Level:
+    """The grid that visits the given log(alpha^2 / sigma^2) in their order, then the clean level.
+
+    Args:
+        schedule: One with `level_at`, in discrete or continuous time.
+        log_snr: Finite numbers [N]; [N + 1] without the clean level.
+        clean: Whether the clean level comes last.
+
+    Returns:
+        A Level of numpy arrays [N + 1]; its t is fractional where the schedule's steps are between.
+
+    Raises:
+        ValueError: log_snr is too short, not one-dimensional, not finite, or out of the schedule's range.
+    """
+    log_snr = np.asarray(log_snr, np.float64)
+    if log_snr.ndim != 1 or len(log_snr) < 2 - clean or not np.all(np.isfinite(log_snr)):
+        raise ValueError(f"log_snr: expected one dimension, at least {2 - clean} finite numbers, received {log_snr}")
+    return _ending(Level(*map(np.asarray, schedule.level_at(log_snr))), clean)
+
+
+def uniform_log_snr(
+    schedule: HasLevels, num_steps: int, log_snr: tuple[float, float] | None = None, clean: bool = True
+) -> Level:
+    """Levels at equal distances in log(alpha^2 / sigma^2), as DPM-Solver proposes (Lu et al. 2022, section 3.4).
+
+    k-diffusion calls it exponential, since sigma / alpha falls by the same factor each step.
+
+    Args:
+        schedule: One with `level_at`, in discrete or continuous time.
+        num_steps: N, at least 1.
+        log_snr: The noisiest and the least noisy; by default those of a discrete schedule.
+        clean: Whether the last step goes from the least noisy level to the clean one, or to the least noisy.
+
+    Returns:
+        A Level of numpy arrays [N + 1].
+
+    Raises:
+        ValueError: num_steps out of range, or log_snr missing, not rising, or out of the schedule's range.
+    """
+    return exponential(schedule, num_steps, 1.0, log_snr, clean)
+
+
+def exponential(
+    schedule: HasLevels, num_steps: int, power: float = 1.0, log_snr: tuple[float, float] | None = None, clean: bool = True
+) -> Level:
+    """Levels whose log(sigma / alpha) is a power of a ramp: k-diffusion's "polyexponential", "exponential" at power 1.
+
+        log rho_i = log rho_min + (1 - i / M)^power (log rho_max - log rho_min),    rho = sigma / alpha,    i = 0..M
+
+    Args:
+        schedule, num_steps, log_snr, clean: As for `uniform_log_snr`.
+        power: Above 0; above 1 there are more levels with little noise.
+
+    Returns:
+        A Level of numpy arrays [N + 1].
+
+    Raises:
+        ValueError: As `uniform_log_snr`, or a power of 0 or less.
+    """
+    if not power > 0:
+        raise ValueError(f"power: expected above 0, received {power}")
+    noisiest, cleanest = _range(schedule, log_snr)
+    ramp = _ramp(num_steps, clean) ** power
+    return at_log_snr(schedule, cleanest + ramp * (noisiest - cleanest), clean)
+
+
+def karras(
+    schedule: HasLevels, num_steps: int, rho: float = 7.0, log_snr: tuple[float, float] | None = None, clean: bool = True
+) -> Level:
+    """Eq. 5 of Karras et al. 2022 (arXiv 2206.00364), for sigma / alpha.
+
+        sigma_i = (sigma_max^(1 / rho) + i / M (sigma_min^(1 / rho) - sigma_max^(1 / rho)))^rho,    i = 0..M
+
+    Args:
+        schedule, num_steps, log_snr, clean: As for `uniform_log_snr`; sigma_max and sigma_min are those of log_snr.
+        rho: Above 0; the larger, the more levels with little noise. 7 is the paper's.
+
+    Returns:
+        A Level of numpy arrays [N + 1].
+
+    Raises:
+        ValueError: As `uniform_log_snr`, or a rho of 0 or less.
+    """
+    if not rho > 0:
+        raise ValueError(f"rho: expected above 0, received {rho}")
+    largest, smallest = (np.exp(-end / (2 * rho)) for end in _range(schedule, log_snr))
+    ramp = _ramp(num_steps, clean)
+    return at_log_snr(schedule, -2 * rho * np.log(smallest + ramp * (largest - smallest)), clean)
+
+
+def reversed(levels: Level) -> Level:
+    """The same grid the other way: from the data to noise, for inversion."""
+    return Level(*(np.asarray(a)[::-1] for a in levels))
+
+
+def starting_at(levels: Level, strength: float) -> Level:
+    """The last part of a grid, for SDEdit (Meng et al. 2021, arXiv 2108.01073): its last round(strength * N) steps.
+
+    Args:
+        levels: The grid [N + 1].
+        strength: In [0, 1]: 1 is the whole grid, 0 its last level alone, from which no step leads on.
+
+    Returns:
+        A Level [round(strength * N) + 1].
+
+    Raises:
+        ValueError: strength outside [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength: expected 0 to 1, received {strength}")
+    num_steps = len(levels.alpha) - 1
+    first = num_steps - round(strength * num_steps)
+    return Level(*(np.asarray(a)[first:] for a in levels))
+
+
+def back_and_forth(levels: Level, jump_length: int = 10, resamplings: int = 10) -> Level:
+    """RePaint's grid: each stretch of jump_length steps is walked several times (Lugmayr et al. 2022, arXiv 2201.09865).
+
+    Of the grid's N steps to the data, those that lead to position j, 2 j, ... from the end are each followed by a jump
+    back of j = jump_length steps, resamplings - 1 times (appendix B of the paper, whose code jumps back one step at a
+    time: to noise at one go is the same distribution).
+
+    Args:
+        levels: The grid [N + 1], towards the data.
+        jump_length: j, at least 1.
+        resamplings: How often each stretch is walked, at least 1; 1 gives the grid back.
+
+    Returns:
+        A Level that goes back and forth, for `samplers.repaint`.
+
+    Raises:
+        ValueError: jump_length or resamplings below 1.
+    """
+    if jump_length < 1 or resamplings < 1:
+        raise ValueError(f"jump_length, resamplings: expected at least 1, received {jump_length}, {resamplings}")
+    num_levels = len(levels.alpha) - 1  # the clean end, where no step is from, is not counted
+    left = dict.fromkeys(range(0, num_levels - jump_length, jump_length), resamplings - 1)
+    visited, position = [], num_levels
+    while position > 0:
+        position -= 1
+        visited.append(position)
+        if left.get(position, 0) > 0:
+            left[position] -= 1
+            position += jump_length
+            visited.append(position)
+    order = num_levels - 1 - np.array([*visited, -1])
+    return Level(*(np.asarray(a)[order] for a in levels))
+
+
+def runge_kutta_start(schedule: Schedule, t: np.ndarray, clean: bool = True) -> Level:
+    """The grid for `pndm(start="runge_kutta")`: the first three steps visit t, the middle twice, and s.
+
+    Args:
+        schedule: The schedule, T steps.
+        t: Falling integers [N], N at least 4; [N + 1] without the clean level.
+        clean: Whether the clean level comes last.
+
+    Returns:
+        A Level of numpy arrays [N + 9 + 1].
+
+    Raises:
+        ValueError: As `at`, or fewer than four times.
+    """
+    t = np.asarray(t)
+    if t.ndim != 1 or len(t) < 4:
+        raise ValueError(f"t: expected one dimension, at least 4 times, received shape {t.shape}")
+    start = [[a, (a + b) // 2, (a + b) // 2, b] for a, b in itertools.pairwise(t[:4])]
+    return at(schedule, np.concatenate([*start, t[3:]]), clean)
+
+
+def _ramp(num_steps: int, clean: bool) -> np.ndarray:
+    """From 1 to 0 in as many numbers as there are levels before the clean one."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps: expected at least 1, received {num_steps}")
+    return np.linspace(1, 0, num_steps + (not clean))
+
+
+def _range(schedule: HasLevels, log_snr: tuple[float, float] | None) -> tuple[float, float]:
+    """The noisiest and the least noisy log_snr; those of a discrete schedule where none are given."""
+    if log_snr is None:
+        if not isinstance(schedule, Schedule):
+            raise ValueError("log_snr: expected (noisiest, least noisy) for a schedule without steps, received None")
+        log_snr = (float(schedule.log_snr[-1]), float(schedule.log_snr[0]))
+    if not -np.inf < log_snr[0] < log_snr[1] < np.inf:
+        raise ValueError(f"log_snr: expected (noisiest, least noisy), finite and rising, received {log_snr}")
+    return log_snr
+
+
+def _ending(levels: Level, clean: bool) -> Level:
+    """The grid itself, or with the clean level at its end."""
+    if not clean:
+        return levels
+    return Level(np.append(levels.t, 0), np.append(levels.alpha, 1.0), np.append(levels.sigma, 0.0))

@@ -1,0 +1,92 @@
+"""Analytic-DPM: ancestral sampling with the best variance that is the same in every dimension (Bao et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ddpm_jax import keys
+from ddpm_jax.denoiser import Denoise
+from ddpm_jax.diffusion import add_noise
+from ddpm_jax.samplers import base, linear
+from ddpm_jax.schedules import Array, Level, Schedule
+
+
+class Coefficients(NamedTuple):
+    """x_s = x0_scale * x0 + x_scale * x_t + std * noise, each [N]."""
+
+    level: Level
+    x0_scale: Array
+    x_scale: Array
+    std: Array
+
+
+def mean_squared_eps(key: jax.Array, schedule: Schedule, denoise: Denoise, x0: jax.Array) -> jax.Array:
+    """Gamma_t = E |eps|^2 / d over data, for every t: what Analytic-DPM needs to know of a model, once.
+
+    Each t gets one draw of noise for each example (Eq. 8 of Bao et al. 2022, with score = -eps / sigma).
+
+    Args:
+        key: A typed key.
+        schedule: The schedule of the model, T steps.
+        denoise: The model, not clipped: its eps is what is measured.
+        x0: Clean data [B, ...]; some hundreds suffice.
+
+    Returns:
+        Gamma [T], in [0, 1] for a model that is exact.
+    """
+
+    def at(t: jax.Array) -> jax.Array:
+        noise_keys = keys.per_example(jax.random.fold_in(keys.stream(key, "gamma"), t), jnp.arange(len(x0)))
+        level = schedule.level(t)
+        x_t = add_noise(level, x0, base.normal(noise_keys, x0.shape).astype(x0.dtype))
+        return jnp.mean(jnp.square(denoise(x_t, level).eps.astype(jnp.float32)))
+
+    return jax.lax.map(at, jnp.arange(schedule.num_steps))
+
+
+def analytic_dpm(gamma: ArrayLike, clip: bool = True) -> base.Sampler:
+    """Theorem 1 of Bao et al. 2022 (arXiv 2201.06503), in the form of their Eq. 9 for DDPM's process.
+
+    With r = (alpha_t sigma_s) / (alpha_s sigma_t), the mean is that of `ddpm` and the variance
+
+        sigma_s^2 (1 - r^2) + (alpha_s (1 - r^2))^2 (sigma_t / alpha_t)^2 (1 - Gamma_t)
+
+    the posterior's, and what x0 itself varies given x_t. It lies between "fixed_small" and "fixed_large", and is exact
+    for Gaussian data. One network call a step; the last step, to sigma_s = 0, adds no noise. Grids go towards the data.
+
+    Args:
+        gamma: Gamma_t [T] from `mean_squared_eps`; a t between two of them is interpolated.
+        clip: Whether the variance of x0 is kept within [0, 1], where it is for data in [-1, 1] (section 3.1).
+
+    Returns:
+        The Sampler.
+
+    Raises:
+        ValueError: gamma is not one-dimensional, or not of finite numbers of at least 0.
+    """
+    table = np.asarray(gamma, np.float64)
+    if table.ndim != 1 or not np.all(np.isfinite(table) & (table >= 0)):
+        raise ValueError(f"gamma: expected finite numbers of at least 0, [T], received shape {table.shape}: {table}")
+
+    def plan(levels: Level) -> Coefficients:
+        base.refuse_noisier_steps(levels, "analytic_dpm")
+        t, s, r, gain = base.pairs(levels)
+        xp = linear.namespace(gain)
+        known = xp.interp(t.t, np.arange(len(table)), table)
+        signal = t.alpha > 0
+        x0_variance = (t.sigma / xp.where(signal, t.alpha, 1.0)) ** 2 * (1 - known)
+        x0_variance = xp.where(signal, xp.clip(x0_variance, 0.0, 1.0 if clip else np.inf), 1.0)
+        variance = s.sigma**2 * gain + (s.alpha * gain) ** 2 * x0_variance
+        return Coefficients(t, s.alpha * gain, r * s.sigma / t.sigma, xp.where(s.sigma > 0, variance, 0.0) ** 0.5)
+
+    def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):
+        denoised = denoise(x, c.level)
+        mean = c.x0_scale * denoised.x0 + c.x_scale * x
+        return mean + c.std * base.normal(keys, x.shape), state, denoised
+
+    return base.Sampler(plan, lambda x: (), step)

@@ -1,0 +1,59 @@
+"""Euler's method on the probability-flow ODE, with EDM's churn (Karras et al. 2022, arXiv 2206.00364)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.denoiser import Denoise
+from ddpm_jax.samplers import base
+from ddpm_jax.samplers.churn import Churn, checked, churned
+from ddpm_jax.schedules import Array, Level
+
+
+class Coefficients(NamedTuple):
+    """x <- x_scale * x + std * noise;  x_s = x0_scale * x0 + eps_scale * eps, each [N]."""
+
+    level: Level
+    x_scale: Array
+    std: Array
+    x0_scale: Array
+    eps_scale: Array
+
+
+def euler(schedule: base.HasLevels | None = None, churn: Churn = Churn()) -> base.Sampler:  # noqa: B008
+    """Algorithm 2 of the paper without its lines 6 to 8, in x / alpha and rho = sigma / alpha.
+
+        x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps,    that is    x_s = alpha_s x0 + sigma_s eps
+
+    One network call a step. Without churn it is DDIM with eta = 0, nothing is random and grids may go any way; with churn
+    they go towards the data.
+
+    Args:
+        schedule: With churn, where the levels that it visits come from.
+        churn: How much noise is added before each step; none by default.
+
+    Returns:
+        The Sampler.
+
+    Raises:
+        ValueError: parameters of churn out of range, or churn without a schedule.
+    """
+    checked(churn, schedule)
+
+    def plan(levels: Level) -> Coefficients:
+        if churn.amount > 0:
+            base.refuse_noisier_steps(levels, "euler with churn")
+        level, x_scale, std = churned(levels, churn, schedule)
+        _, s = base.ends(levels)
+        return Coefficients(level, x_scale, std, s.alpha, s.sigma)
+
+    def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):
+        if churn.amount > 0:
+            x = jnp.asarray(c.x_scale * x + c.std * base.normal(keys, x.shape), x.dtype)
+        denoised = denoise(x, c.level)
+        return c.x0_scale * denoised.x0 + c.eps_scale * denoised.eps, state, denoised
+
+    return base.Sampler(plan, lambda x: (), step)
