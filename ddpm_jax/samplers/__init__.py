@@ -12,8 +12,10 @@ from ddpm_jax.samplers.dpm_solver_2s import dpm_solver_pp_2s
 from ddpm_jax.samplers.euler import euler
 from ddpm_jax.samplers.euler_ancestral import euler_ancestral
 from ddpm_jax.samplers.heun import heun
+from ddpm_jax.samplers.inpaint import inpaint, repaint
 from ddpm_jax.samplers.langevin import langevin
 from ddpm_jax.samplers.pndm import pndm
+from ddpm_jax.samplers.sdedit import sdedit
 from ddpm_jax.samplers.unipc import unipc
 
 __all__ = [
@@ -29,10 +31,13 @@ __all__ = [
     "euler_ancestral",
     "grids",
     "heun",
+    "inpaint",
     "langevin",
     "mean_squared_eps",
     "pndm",
+    "repaint",
     "sample",
     "sample_path",
+    "sdedit",
     "unipc",
 ]

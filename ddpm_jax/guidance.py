@@ -1,0 +1,298 @@
+"""Guidance: a Denoise from a Denoise, bent towards what is asked for.
+
+Each of these adds to the estimated score, and so moves x0 and eps together: x_t = alpha x0 + sigma eps holds after as it
+did before. They compose, on an unclipped Denoise; `denoiser.clipped` or `dynamic_threshold` comes last:
+
+    denoise = make_denoise(schedule, predict, clip=False)
+    denoise = clipped(classifier_free(denoise, scale=3.0))
+
+A scale is a number, or one for each example [B].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ddpm_jax import diffusion
+from ddpm_jax.denoiser import Denoise, Denoised
+from ddpm_jax.schedules import Level
+
+LogProbability = Callable[[jax.Array, Level], jax.Array]
+"""(data [B, ...], Level) -> log-probabilities [B]; example i's depends on data i alone."""
+Interval = tuple[float, float]
+"""The least and the largest log(alpha^2 / sigma^2) where guidance is on."""
+
+
+def interleave(conditional: ArrayLike, unconditional: ArrayLike) -> jax.Array:
+    """What a network is told of 2B examples: (c_0, u_0, c_1, u_1, ...), as `classifier_free` arranges them.
+
+    Args:
+        conditional: Labels or other conditions [B, ...].
+        unconditional: The condition that stands for none, a scalar or [...]; or one for each example, [B, ...].
+
+    Returns:
+        [2B, ...].
+
+    Raises:
+        ValueError: unconditional has neither shape.
+    """
+    conditional, unconditional = jnp.asarray(conditional), jnp.asarray(unconditional)
+    if unconditional.shape not in (conditional.shape, conditional.shape[1:]):
+        raise ValueError(
+            f"unconditional: expected shape {conditional.shape} or {conditional.shape[1:]}, received {unconditional.shape}"
+        )
+    pairs = jnp.stack([conditional, jnp.broadcast_to(unconditional, conditional.shape).astype(conditional.dtype)], axis=1)
+    return pairs.reshape(-1, *conditional.shape[1:])
+
+
+def classifier_free(denoise: Denoise, scale: ArrayLike, interval: Interval | None = None, rescale: float = 0.0) -> Denoise:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598), one network call on a doubled batch.
+
+        eps = eps_u + scale (eps_c - eps_u),    x0 = x0_u + scale (x0_c - x0_u)
+
+    Scale 0 is unconditional, 1 conditional, above 1 guided; it is 1 + w in the paper's Eq. 6.
+
+    Args:
+        denoise: Unclipped, and of a network that is bound to 2B conditions, conditional and unconditional in turn for
+            each example (see `interleave`): so a batch that is sharded by examples stays so.
+        scale: A number, or [B].
+        interval: Where in log_snr the scale holds; elsewhere it is 1 (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+            Everywhere by default.
+        rescale: In [0, 1], how far x0 is brought back to the standard deviation that the conditional x0 has, over each
+            example (Eqs. 15 and 16 of Lin et al. 2023, arXiv 2305.08891); eps is then derived anew. 0.7 is the paper's.
+
+    Returns:
+        The Denoise, for batches of B. Its fraction is the conditional one.
+
+    Raises:
+        ValueError: a scale of two dimensions or more, an empty interval, a rescale out of range; and, when it is called,
+            a scale for another number of examples.
+    """
+    scale = _checked_scale(scale)
+    interval = _checked_interval(interval)
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale: expected 0 to 1, received {rescale}")
+
+    def guided(x_t: jax.Array, level: Level) -> Denoised:
+        doubled = Level(*(jnp.repeat(a, 2) if jnp.ndim(a) else a for a in level))
+        both = denoise(jnp.repeat(x_t, 2, axis=0), doubled)
+        conditional, unconditional = (jax.tree.map(lambda a, i=i: a[i::2], both) for i in (0, 1))
+        out = _extrapolated(unconditional, conditional, _scale_at(scale, x_t, level, interval))
+        return _rescaled(out, conditional, x_t, level, rescale) if rescale else out
+
+    return guided
+
+
+def autoguidance(denoise: Denoise, weaker: Denoise, scale: ArrayLike, interval: Interval | None = None) -> Denoise:
+    """Guides a model by a weaker version of itself (Karras et al. 2024, arXiv 2406.02507, Eq. 3).
+
+        x0 = x0_weaker + scale (x0 - x0_weaker),    and so eps
+
+    Args:
+        denoise: The model, unclipped.
+        weaker: A smaller or less trained one, unclipped, of the same schedule.
+        scale: A number, or [B]; 0 is the weaker model, 1 the model itself.
+        interval: Where in log_snr the scale holds; elsewhere it is 1. Everywhere by default.
+
+    Returns:
+        The Denoise; two network calls.
+
+    Raises:
+        ValueError: As `classifier_free`.
+    """
+    scale = _checked_scale(scale)
+    interval = _checked_interval(interval)
+
+    def guided(x_t: jax.Array, level: Level) -> Denoised:
+        return _extrapolated(weaker(x_t, level), denoise(x_t, level), _scale_at(scale, x_t, level, interval))
+
+    return guided
+
+
+def classifier(denoise: Denoise, log_prob: LogProbability, scale: ArrayLike = 1.0) -> Denoise:
+    """Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233, Algorithm 2), for any differentiable log p(y | x_t).
+
+        eps <- eps - scale sigma grad log p(y | x_t),    x0 <- x0 + scale (sigma^2 / alpha) grad log p(y | x_t)
+
+    Args:
+        denoise: Unclipped.
+        log_prob: (x_t [B, ...], Level) -> log p(y_i | x_t,i) [B], of a classifier that was trained on noised data.
+        scale: A number, or [B]; 1 samples from p(x | y) for an exact model and classifier.
+
+    Returns:
+        The Denoise.
+
+    Raises:
+        ValueError: As `classifier_free`; or log_prob gives another shape than [B].
+    """
+    scale = _checked_scale(scale)
+
+    def guided(x_t: jax.Array, level: Level) -> Denoised:
+        gradient = jax.grad(lambda x: _total(log_prob(x, level), x))(x_t)
+        return _with_score(denoise(x_t, level), level, _scale_at(scale, x_t, level, None) * gradient)
+
+    return guided
+
+
+def dps(denoise: Denoise, log_likelihood: LogProbability, scale: ArrayLike = 1.0) -> Denoise:
+    """Diffusion posterior sampling (Chung et al. 2022, arXiv 2209.14687, Theorem 1): log p(y | x_t) by way of x0(x_t).
+
+        eps <- eps - scale sigma grad log p(y | x0(x_t)),    x0 <- x0 + scale (sigma^2 / alpha) grad log p(y | x0(x_t))
+
+    The gradient goes through the network.
+
+    Args:
+        denoise: Unclipped.
+        log_likelihood: (x0 [B, ...], Level) -> [B], such as `gaussian_likelihood` makes.
+        scale: A number, or [B].
+
+    Returns:
+        The Denoise.
+
+    Raises:
+        ValueError: As `classifier`.
+    """
+    scale = _checked_scale(scale)
+
+    def guided(x_t: jax.Array, level: Level) -> Denoised:
+        def total(x: jax.Array):
+            denoised = denoise(x, level)
+            return _total(log_likelihood(denoised.x0, level), x), denoised
+
+        gradient, denoised = jax.grad(total, has_aux=True)(x_t)
+        return _with_score(denoised, level, _scale_at(scale, x_t, level, None) * gradient)
+
+    return guided
+
+
+def gaussian_likelihood(
+    measure: Callable[[jax.Array], jax.Array], measured: jax.Array, std: float, data_std: float = 1.0
+) -> LogProbability:
+    """log p(y | x0) of y = measure(x0) + std * noise: super-resolution, colourisation, deblurring, ...
+
+        -|y - measure(x0)|^2 / (2 (std^2 + r^2)),    r^2 = 1 / (1 / data_std^2 + alpha^2 / sigma^2)
+
+    r is what x0 still varies given x_t (Song et al. 2023, Pseudoinverse-guided diffusion models, section 3.2): with it,
+    guidance is exact for normal data of that standard deviation where `measure` has orthonormal rows, and stable for
+    small std. With data_std = 0 it is plain DPS.
+
+    Args:
+        measure: A differentiable function, [B, ...] -> [B, ...], example by example.
+        measured: y, in the shape that `measure` gives.
+        std: The standard deviation of the measurement's noise, at least 0; above 0 where data_std is 0.
+        data_std: That of the data.
+
+    Returns:
+        The function for `dps`.
+
+    Raises:
+        ValueError: std or data_std out of range; and, when it is called, measured in another shape than measure gives.
+    """
+    if not (std >= 0 and data_std >= 0 and std + data_std > 0):
+        raise ValueError(f"std, data_std: expected at least 0 and not both 0, received {std}, {data_std}")
+
+    def log_likelihood(x0: jax.Array, level: Level) -> jax.Array:
+        predicted = measure(x0)
+        if predicted.shape != measured.shape:
+            raise ValueError(f"measured: expected the shape that measure gives, {predicted.shape}, received {measured.shape}")
+        prior, alpha2, sigma2 = data_std**2, jnp.square(level.alpha), jnp.square(level.sigma)
+        variance = std**2 + prior * sigma2 / jnp.maximum(sigma2 + prior * alpha2, jnp.finfo(x0.dtype).tiny)
+        squares = jnp.sum((measured - predicted) ** 2, axis=tuple(range(1, predicted.ndim)))
+        return -squares / (2 * jnp.maximum(variance, jnp.finfo(x0.dtype).eps))
+
+    return log_likelihood
+
+
+def dynamic_threshold(
+    denoise: Denoise, quantile: float = 0.995, limit: float = float("inf"), rederive_eps: bool = True
+) -> Denoise:
+    """Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3); composes last, in place of `clipped`.
+
+        x0 <- clip(x0, -s, s) / s,    s = min(max(the quantile of |x0| over the example, 1), limit)
+
+    Args:
+        denoise: After any guidance.
+        quantile: In [0, 1]; 0.995 is the paper's for pixels.
+        limit: The largest s, above 0.
+        rederive_eps: As for `denoiser.clipped`.
+
+    Returns:
+        The Denoise.
+
+    Raises:
+        ValueError: quantile or limit out of range.
+    """
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"quantile: expected 0 to 1, received {quantile}")
+    if not limit > 0:
+        raise ValueError(f"limit: expected above 0, received {limit}")
+
+    def thresholded(x_t: jax.Array, level: Level) -> Denoised:
+        denoised = denoise(x_t, level)
+        x0 = denoised.x0
+        size = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), quantile, axis=1)
+        size = diffusion.expand(jnp.clip(size, 1.0, None).clip(None, limit), x0).astype(x0.dtype)
+        x0 = jnp.clip(x0, -size, size) / size
+        eps = diffusion.eps_from_x0(level, x_t, x0) if rederive_eps else denoised.eps
+        return denoised._replace(x0=x0, eps=eps)
+
+    return thresholded
+
+
+def _extrapolated(start: Denoised, end: Denoised, scale: jax.Array) -> Denoised:
+    """start + scale (end - start), exactly `end` at scale 1; the fraction is that of `end`."""
+    x0, eps = (b + (scale - 1) * (b - a) for a, b in zip(start[:2], end[:2], strict=True))
+    return Denoised(x0, eps, end.fraction)
+
+
+def _rescaled(guided: Denoised, conditional: Denoised, x_t: jax.Array, level: Level, share: float) -> Denoised:
+    """x0 brought back to the conditional standard deviation by the given share; eps derived anew."""
+    axes = tuple(range(1, x_t.ndim))
+    before, after = (jnp.std(a.x0, axis=axes, keepdims=True) for a in (conditional, guided))
+    factor = share * before / jnp.where(after > 0, after, 1.0) + (1 - share)
+    x0 = jnp.where(after > 0, factor, 1.0) * guided.x0
+    return Denoised(x0, diffusion.eps_from_x0(level, x_t, x0), guided.fraction)
+
+
+def _with_score(denoised: Denoised, level: Level, score: jax.Array) -> Denoised:
+    """Adds to the score; x0 stays where alpha is 0, where x_t says nothing of it."""
+    alpha, sigma = diffusion.expand(level.alpha, score), diffusion.expand(level.sigma, score)
+    gain = jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1.0), 0.0)
+    return denoised._replace(x0=denoised.x0 + gain * score, eps=denoised.eps - sigma * score)
+
+
+def _total(log_prob: jax.Array, x: jax.Array) -> jax.Array:
+    """The sum over examples, whose gradient is each example's own."""
+    if log_prob.shape != x.shape[:1]:
+        raise ValueError(f"log-probability: expected shape {x.shape[:1]}, received {log_prob.shape}")
+    return jnp.sum(log_prob)
+
+
+def _checked_scale(scale: ArrayLike) -> jax.Array:
+    """The scale as an array () or [B]."""
+    if jnp.ndim(scale) > 1:
+        raise ValueError(f"scale: expected a number or [B], received shape {jnp.shape(scale)}")
+    return jnp.asarray(scale)
+
+
+def _checked_interval(interval: Interval | None) -> Interval:
+    """The interval, all numbers by default."""
+    low, high = interval or (-np.inf, np.inf)
+    if not low < high:
+        raise ValueError(f"interval: expected (low, high) in log_snr, low below high, received {interval}")
+    return low, high
+
+
+def _scale_at(scale: jax.Array, x_t: jax.Array, level: Level, interval: Interval | None) -> jax.Array:
+    """The scale at a level, to broadcast against x_t; 1 outside the interval."""
+    if scale.ndim and scale.shape != x_t.shape[:1]:
+        raise ValueError(f"scale: expected a number or shape {x_t.shape[:1]}, received shape {scale.shape}")
+    if interval is not None:
+        log_snr = 2 * (jnp.log(level.alpha) - jnp.log(level.sigma))
+        scale = jnp.where((log_snr >= interval[0]) & (log_snr <= interval[1]), scale, 1.0)
+    return diffusion.expand(scale, x_t).astype(jnp.promote_types(x_t.dtype, jnp.float32))

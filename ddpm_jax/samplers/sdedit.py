@@ -1,0 +1,47 @@
+"""Image to image: noise an image part of the way, and sample back (SDEdit, Meng et al. 2021, arXiv 2108.01073)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from ddpm_jax import keys
+from ddpm_jax.denoiser import Denoise
+from ddpm_jax.diffusion import add_noise
+from ddpm_jax.samplers import base
+from ddpm_jax.samplers.grids import starting_at
+from ddpm_jax.schedules import Level
+
+
+def sdedit(
+    key: jax.Array | None,
+    sampler: base.Sampler,
+    denoise: Denoise,
+    levels: Level,
+    x0: jax.Array,
+    strength: float,
+    ids: ArrayLike | None = None,
+) -> jax.Array:
+    """Algorithm 1 of the paper: x_t = alpha_t x0 + sigma_t noise at the level where the rest of the grid starts.
+
+    Args:
+        key, sampler, denoise, ids: As for `sample`.
+        levels: The whole grid [N + 1], towards the data.
+        x0: The images to start from [B, ...].
+        strength: In [0, 1]: the last round(strength * N) steps are walked. 0 gives x0 back; 1 is all of the grid.
+
+    Returns:
+        The samples [B, ...].
+
+    Raises:
+        TypeError: a missing key, or x0 that is not floating-point.
+        ValueError: strength outside [0, 1], or as `sample`.
+    """
+    part = starting_at(levels, strength)
+    if len(part.alpha) == 1:
+        return x0
+    ids = jnp.arange(len(x0)) if ids is None else ids
+    first = Level(*(a[0] for a in part))
+    noise = base.normal(None if key is None else keys.per_example(keys.stream(key, "init"), ids), x0.shape)
+    return base.sample(key, sampler, denoise, part, x0.shape, ids, add_noise(first, x0, noise.astype(x0.dtype)))
