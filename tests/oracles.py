@@ -5,6 +5,8 @@ is a mixture of the same weights, means alpha m and variances alpha^2 v + sigma^
 array namespace, numpy or jax.numpy, as `xp`.
 """
 
+import itertools
+
 import numpy as np
 
 
@@ -60,3 +62,98 @@ def ancestral_moments(alpha, sigma, m, v, variance):
     a, b = alpha[-2], sigma[-2]
     slope = a * v / (a**2 * v + b**2)
     return m + slope * (mean - a * m), slope**2 * var
+
+
+def mixture_flow(x, log_snr_t, log_snr_s, w, m, v, num_steps=3000):
+    """Where the probability-flow ODE takes x, at levels of unit variance, for a mixture: Runge and Kutta's fourth order.
+
+    With rho = sigma / alpha and z = x / alpha the ODE is dz / d log rho = z - E[x0 | x].
+    """
+
+    def slope(log_rho, z):
+        alpha = 1 / np.sqrt(1 + np.exp(2 * log_rho))
+        return z - posterior_mean(alpha * z, alpha, alpha * np.exp(log_rho), w, m, v)
+
+    at, step = -log_snr_t / 2, (log_snr_t - log_snr_s) / 2 / num_steps
+    z = x * np.sqrt(1 + np.exp(-log_snr_t))
+    for _ in range(num_steps):
+        k1 = slope(at, z)
+        k2 = slope(at + step / 2, z + step / 2 * k1)
+        k3 = slope(at + step / 2, z + step / 2 * k2)
+        k4 = slope(at + step, z + step * k3)
+        z, at = z + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4), at + step
+    return z / np.sqrt(1 + np.exp(-log_snr_s))
+
+
+def push(mean, var, step, added):
+    """Moments after a step that is affine in x and then adds independent noise of variance `added`."""
+    slope = step(1.0) - step(0.0)
+    return step(mean), slope**2 * var + added
+
+
+def edm_moments(rho, m, v, amount, low, high, noise, heun):
+    """Algorithm 2 of Karras et al. 2022, as printed there, for one Gaussian: moments at the end of sigmas rho [N + 1].
+
+    It starts from N(0, rho[0]^2); the last rho may be 0, and then the moments are those of the data's estimate.
+    """
+    mean, var = 0.0, rho[0] ** 2
+
+    def denoised(x, at):
+        return m + v / (v + at**2) * (x - m)
+
+    for now, after in itertools.pairwise(rho):
+        gamma = min(amount / (len(rho) - 1), np.sqrt(2) - 1) if low <= now <= high else 0.0
+        hat = min(now + gamma * now, rho[0])
+        var += noise**2 * (hat**2 - now**2)
+
+        def step(x, hat=hat, after=after):
+            d = (x - denoised(x, hat)) / hat
+            x_next = x + (after - hat) * d
+            if heun and after > 0:
+                x_next = x + (after - hat) * (d + (x_next - denoised(x_next, after)) / after) / 2
+            return x_next
+
+        mean, var = push(mean, var, step, 0.0)
+    return mean, var
+
+
+def euler_ancestral_moments(rho, m, v, eta, noise):
+    """Moments that k-diffusion's sample_euler_ancestral ends with for one Gaussian, in its own variables."""
+    mean, var = 0.0, rho[0] ** 2
+    for now, after in itertools.pairwise(rho):
+        up = min(after, eta * np.sqrt(after**2 * (now**2 - after**2) / now**2))
+        down = np.sqrt(after**2 - up**2)
+
+        def step(x, now=now, down=down):
+            return x + (x - m - v / (v + now**2) * (x - m)) / now * (down - now)
+
+        mean, var = push(mean, var, step, (noise * up) ** 2)
+    return mean, var
+
+
+def sde_multistep_moments(alpha, sigma, m, v, points=4000):
+    """Mean and variance at the end of the second-order multistep SDE solver for one Gaussian; levels [N + 1], last (1, 0).
+
+    dx/dlambda's exact solution x_s = (sigma_s / sigma_t) e^-h x_t + 2 alpha_s int e^(-2 (lambda_s - l)) x0(l) dl + noise, with
+    x0(l) on the line through its last two values, integrated by the midpoint rule; the first and last steps hold x0.
+    """
+    lam = np.log(alpha[:-1] / sigma[:-1])
+    # moments of (x, the x0 before): mean [2] and covariance [2, 2]
+    mean, cov = np.zeros(2), np.diag([1.0, 0.0])
+    for i in range(len(lam)):
+        slope = alpha[i] * v / (alpha[i] ** 2 * v + sigma[i] ** 2)
+        x0 = np.array([slope, 0.0]), m * (1 - slope * alpha[i])  # as a row and a constant
+        if i == len(lam) - 1:
+            row, constant, added = *x0, 0.0
+        else:
+            h = lam[i + 1] - lam[i]
+            u = h * (np.arange(points) + 0.5) / points
+            kernel = 2 * alpha[i + 1] * np.exp(-2 * (h - u)) * h / points
+            share = np.zeros(points) if i == 0 else u / (lam[i] - lam[i - 1])
+            now, before = np.sum(kernel * (1 + share)), -np.sum(kernel * share)
+            row = now * x0[0] + np.array([sigma[i + 1] / sigma[i] * np.exp(-h), before])
+            constant, added = now * x0[1], sigma[i + 1] ** 2 * (1 - np.exp(-2 * h))
+        matrix = np.stack([row, x0[0]])
+        mean = matrix @ mean + np.array([constant, x0[1]])
+        cov = matrix @ cov @ matrix.T + np.diag([added, 0.0])
+    return mean[0], cov[0, 0]
