@@ -62,13 +62,13 @@ def lagrange_integrals(xp: Any, lam: Array, order: int, variable: str) -> Array:
     """C_j of every step, [N, order], for lambda = -log rho at the levels [N + 1]."""
     nodes, node_weights = np.polynomial.legendre.leggauss(24)
     u, start, end = -lam, -lam[:-1], -lam[1:]
-    points = start[:, None] + (end - start)[:, None] * (1 + nodes) / 2
-    measure = xp.exp(points) * (end - start)[:, None] * node_weights / 2
+    points = start[:, None] + (end - start)[:, None] * (1 + nodes[None]) / 2
+    measure = xp.exp(points) * (end - start)[:, None] * node_weights[None] / 2
     of: Callable = (lambda a: a) if variable == "log_rho" else xp.exp
     past = [of(linear.delayed(u[:-1], j))[:, None] for j in range(order)]
     basis = []
     for j in range(order):
         others = [m for m in range(order) if m != j]
         apart = [xp.where(past[j] == past[m], 1.0, past[j] - past[m]) for m in others]  # equal before the first step
-        basis.append(math.prod(((of(points) - past[m]) / a for m, a in zip(others, apart, strict=True)), start=xp.ones(1)))
+        basis.append(math.prod(((of(points) - past[m]) / a for m, a in zip(others, apart, strict=True)), start=xp.ones((1, 1))))
     return xp.stack([(b * measure).sum(1) for b in basis], axis=1)

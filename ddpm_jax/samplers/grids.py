@@ -76,7 +76,11 @@ def at(schedule: Schedule, t: np.ndarray, clean: bool = True) -> Level:
     t = np.asarray(t)
     if t.ndim != 1 or len(t) < 2 - clean:
         raise ValueError(f"t: expected one dimension, at least {2 - clean} times, received shape {t.shape}")
-    schedule.checked(t)
+    last = schedule.num_steps - 1
+    if not np.issubdtype(t.dtype, np.integer):
+        raise TypeError(f"t: expected integers in 0..{last}, received {t.dtype}")
+    if np.any((t < 0) | (t > last)):
+        raise ValueError(f"t: expected integers in 0..{last}, received {t}")
     alpha, sigma = np.asarray(schedule.alpha)[t], np.asarray(schedule.sigma)[t]
     return _ending(Level(t, alpha, sigma), clean)
 

@@ -3,6 +3,7 @@ import pytest
 
 from ddpm_jax import schedules
 from ddpm_jax.samplers import grids
+from ddpm_jax.schedules import Level
 
 SCHEDULE = schedules.linear(1000)
 
@@ -57,3 +58,112 @@ def test_explicit_times():
             grids.at(SCHEDULE, np.array(wrong, np.int32))
     with pytest.raises(TypeError):
         grids.at(SCHEDULE, np.array([0.5]))
+    np.testing.assert_array_equal(grids.at(SCHEDULE, [500, 20], clean=False).t, [500, 20])
+    with pytest.raises(ValueError, match="at least 2"):
+        grids.at(SCHEDULE, [500], clean=False)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_a_grid_may_end_at_its_last_level(spacing):
+    levels = grids.spaced(SCHEDULE, 10, spacing, clean=False)
+    np.testing.assert_array_equal(levels.t, grids.spaced(SCHEDULE, 11, spacing).t[:-1])
+    assert len(levels.t) == 11
+    assert levels.sigma[-1] > 0
+    assert len(grids.spaced(SCHEDULE, clean=False).t) == 1000
+    with pytest.raises(ValueError, match="1 to 999"):
+        grids.spaced(SCHEDULE, 1000, clean=False)
+
+
+class Continuous:
+    """A schedule in continuous time: the cosine of Nichol and Dhariwal, t in [0, 1]."""
+
+    def level_at(self, log_snr):
+        angle = np.arctan(np.exp(-np.asarray(log_snr) / 2))
+        return Level(angle * 2 / np.pi, np.cos(angle), np.sin(angle))
+
+
+def log_snr(levels):
+    return 2 * np.log(levels.alpha / levels.sigma)
+
+
+ENDS = (float(SCHEDULE.log_snr[-1]), float(SCHEDULE.log_snr[0]))
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("schedule", [SCHEDULE, Continuous()], ids=["discrete", "continuous"])
+def test_spacings_in_log_snr(schedule, clean):
+    uniform = grids.uniform_log_snr(schedule, 9, ENDS, clean)
+    karras, edm = grids.karras(schedule, 9, 7.0, ENDS, clean), grids.karras(schedule, 9, 1.0, ENDS, clean)
+    power = grids.exponential(schedule, 9, 2.0, ENDS, clean)
+    for levels in (uniform, karras, edm, power):
+        assert len(levels.alpha) == 10
+        assert (levels.sigma[-1] == 0) == clean
+        noisy = Level(*(a[: len(a) - clean] for a in levels))
+        np.testing.assert_allclose(log_snr(noisy)[[0, -1]], ENDS, rtol=1e-9)
+        np.testing.assert_allclose(noisy.alpha**2 + noisy.sigma**2, 1, rtol=1e-12)
+        assert np.all(np.diff(noisy.t) < 0)
+    noisy = slice(0, 10 - clean)
+    np.testing.assert_allclose(np.diff(np.diff(log_snr(Level(*(a[noisy] for a in uniform))))), 0, atol=1e-9)
+    rho = lambda levels: (levels.sigma / levels.alpha)[noisy]  # noqa: E731
+    np.testing.assert_allclose(np.diff(np.diff(rho(karras) ** (1 / 7))), 0, atol=1e-9)
+    np.testing.assert_allclose(np.diff(np.diff(rho(edm))), 0, atol=1e-9)
+    np.testing.assert_allclose(np.diff(np.diff(np.sqrt(np.log(rho(power) / rho(power)[-1])))), 0, atol=1e-6)
+
+
+def test_karras_sigmas_of_edm():
+    """The 18 sigmas that the generate.py of NVlabs/edm visits for CIFAR-10, as it prints them; the last is 0.002."""
+    levels = grids.karras(Continuous(), 18, log_snr=(-2 * np.log(80.0), -2 * np.log(0.002)))
+    expected = [80, 57.58598472, 40.78557380, 28.37458460, 19.35245298, 12.91008238, 8.40093531, 5.31519452, 3.25682152]
+    np.testing.assert_allclose((levels.sigma / levels.alpha)[:9], expected, rtol=1e-8)
+    np.testing.assert_allclose((levels.sigma / levels.alpha)[10:12], [1.08817064, 0.58534812], rtol=1e-8)
+
+
+def test_the_default_range_is_the_schedules():
+    levels = grids.uniform_log_snr(SCHEDULE, 10)
+    np.testing.assert_allclose(levels.t[[0, -2, -1]], [999, 0, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="without steps"):
+        grids.uniform_log_snr(Continuous(), 10)
+    for wrong in ((2.0, 1.0), (-np.inf, 1.0)):
+        with pytest.raises(ValueError, match="rising"):
+            grids.karras(SCHEDULE, 10, log_snr=wrong)
+    with pytest.raises(ValueError, match="log_snr"):
+        grids.uniform_log_snr(SCHEDULE, 10, (-30.0, 0.0))
+    with pytest.raises(ValueError, match="rho"):
+        grids.karras(SCHEDULE, 10, rho=0.0)
+    with pytest.raises(ValueError, match="power"):
+        grids.exponential(SCHEDULE, 10, power=-1.0)
+    with pytest.raises(ValueError, match="num_steps"):
+        grids.uniform_log_snr(SCHEDULE, 0)
+    with pytest.raises(ValueError, match="finite"):
+        grids.at_log_snr(SCHEDULE, [0.0, np.inf])
+
+
+def test_reversed_and_partial_grids():
+    levels = grids.spaced(SCHEDULE, 4)
+    np.testing.assert_array_equal(grids.reversed(levels).t, [0, 0, 250, 500, 750])
+    np.testing.assert_array_equal(grids.reversed(levels).sigma, levels.sigma[::-1])
+    np.testing.assert_array_equal(grids.starting_at(levels, 0.5).t, [250, 0, 0])
+    np.testing.assert_array_equal(grids.starting_at(levels, 1.0).t, levels.t)
+    np.testing.assert_array_equal(grids.starting_at(levels, 0.0).alpha, [1.0])
+    for strength in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="strength"):
+            grids.starting_at(levels, strength)
+
+
+def test_back_and_forth():
+    """Six steps, jumps of two, each stretch twice: positions 4 (from 6 levels) and 2, 0 by hand."""
+    levels = grids.spaced(SCHEDULE, 6, "linspace")
+    order = [0, 1, 2, 3, 1, 2, 3, 4, 5, 3, 4, 5, 6]
+    np.testing.assert_array_equal(grids.back_and_forth(levels, 2, 2).t, levels.t[order])
+    np.testing.assert_array_equal(grids.back_and_forth(levels, 3, 1).t, levels.t)
+    for wrong in ((0, 2), (2, 0)):
+        with pytest.raises(ValueError, match="jump_length"):
+            grids.back_and_forth(levels, *wrong)
+
+
+def test_the_length_of_repaints_own_grid():
+    """T = 250, jumps of 10, ten resamplings: 4570 steps in the authors' code, 2410 of them with a network call."""
+    levels = grids.back_and_forth(grids.spaced(SCHEDULE, 250), 10, 10)
+    jumps = np.diff(levels.sigma) > 0
+    assert jumps.sum() * 10 + (~jumps).sum() == 4570
+    assert (~jumps).sum() == 2410
