@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,11 @@ def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = Fa
         x_s / alpha_s = x_t / alpha_t + sum_j C_j eps_j,    C_j = integral of l_j d rho from rho_t to rho_s
 
     with rho = sigma / alpha and l_j Lagrange's polynomials, in log rho or in rho; Gauss-Legendre's rule with 24 points
-    gives the integrals to rounding. In log rho it is also the multistep DPM-Solver for eps.
+    gives the integrals to rounding. In log rho it is also the multistep DPM-Solver for eps; in rho, and of order 4, it is
+    what k-diffusion names LMS.
 
-    One network call a step. Order 1 is DDIM. The first steps, and those to or from an infinite lambda, are of the lower
-    order that their history allows. Grids go one way, either way.
+    One network call a step. Order 1 is DDIM. The first steps are of the lower order that their history allows, and
+    of order 1 those next to alpha = 0, from sigma = 0, or in log rho to sigma = 0. Grids go one way, either way.
 
     Args:
         order: 1 to 4: the degree of the polynomial, plus 1.
@@ -46,7 +46,7 @@ def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = Fa
         base.refuse_turns(levels, "deis")
         t, s = base.ends(levels)
         lam = linear.half_log_snr(levels)
-        xp, reached = linear.namespace(lam), linear.orders(levels, order, lower_order_final)[:, None]
+        xp, reached = linear.namespace(lam), linear.orders(levels, order, lower_order_final, end_too=variable == "rho")[:, None]
         weights = xp.zeros((len(reached), order))
         for k in range(2, order + 1):
             integrals = lagrange_integrals(xp, lam, k, variable)
@@ -61,14 +61,14 @@ def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = Fa
 def lagrange_integrals(xp: Any, lam: Array, order: int, variable: str) -> Array:
     """C_j of every step, [N, order], for lambda = -log rho at the levels [N + 1]."""
     nodes, node_weights = np.polynomial.legendre.leggauss(24)
-    u, start, end = -lam, -lam[:-1], -lam[1:]
-    points = start[:, None] + (end - start)[:, None] * (1 + nodes[None]) / 2
-    measure = xp.exp(points) * (end - start)[:, None] * node_weights[None] / 2
-    of: Callable = (lambda a: a) if variable == "log_rho" else xp.exp
-    past = [of(linear.delayed(u[:-1], j))[:, None] for j in range(order)]
+    u = -lam if variable == "log_rho" else xp.exp(-lam)
+    width = (u[1:] - u[:-1])[:, None]
+    points = u[:-1, None] + width * (1 + nodes[None]) / 2
+    measure = width * node_weights[None] / 2 * (xp.exp(points) if variable == "log_rho" else 1.0)
+    past = [linear.delayed(u[:-1], j)[:, None] for j in range(order)]
     basis = []
     for j in range(order):
         others = [m for m in range(order) if m != j]
         apart = [xp.where(past[j] == past[m], 1.0, past[j] - past[m]) for m in others]  # equal before the first step
-        basis.append(math.prod(((of(points) - past[m]) / a for m, a in zip(others, apart, strict=True)), start=xp.ones((1, 1))))
+        basis.append(math.prod(((points - past[m]) / a for m, a in zip(others, apart, strict=True)), start=xp.ones((1, 1))))
     return xp.stack([(b * measure).sum(1) for b in basis], axis=1)

@@ -126,7 +126,7 @@ def orders(levels: Level, order: int, lower_order_final: bool, end_too: bool = F
         order: The order of the method.
         lower_order_final: Whether the last steps have orders ..., 2, 1, which is steadier with few steps (Lu et al.
             2022, DPM-Solver++, section 4).
-        end_too: Whether a step may have its full order also when it goes to such an end.
+        end_too: Whether a step may have its full order also when it goes to the clean end.
 
     Returns:
         Integers [N] in 1..order.
@@ -137,7 +137,7 @@ def orders(levels: Level, order: int, lower_order_final: bool, end_too: bool = F
         possible = np.minimum(possible, num_steps - np.arange(num_steps))
     t, s = base.ends(levels)
     xp = namespace(t.alpha)
-    usable = (s.alpha > 0) & (s.sigma > 0) | end_too
+    usable = (s.alpha > 0) & ((s.sigma > 0) | end_too)
     history = (t.alpha > 0) & (t.sigma > 0)
     reached = xp.ones(num_steps, int)
     for _ in range(order - 1):

@@ -77,4 +77,4 @@ def variance_exploding_check(sampler, prediction="eps"):
         return Denoised(x - level.sigma * eps, eps)
 
     x = jnp.asarray(np.arange(768, dtype=np.float32).reshape(3, 8, 8, 4).transpose(3, 0, 1, 2) / 768)
-    return np.abs(samplers.sample(None, sampler, denoise, levels, x.shape, x_init=x * np.hypot(1, rho[0]))).sum()
+    return np.abs(samplers.sample(None, sampler, denoise, levels, x.shape, x_init=x * rho[0])).sum()

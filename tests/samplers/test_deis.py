@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sampler_checks import SCHEDULE, orders, scheduler_check
+from sampler_checks import SCHEDULE, orders, scheduler_check, variance_exploding_check
 
 from ddpm_jax import samplers
 from ddpm_jax.samplers import grids
@@ -22,6 +22,12 @@ def test_the_published_scheduler_check(prediction, mean):
     """diffusers, test_scheduler_deis.py: test_full_loop_no_noise and test_full_loop_with_v_prediction."""
     sampler = samplers.deis(2, lower_order_final=True)
     assert abs(scheduler_check(sampler, LINSPACE, prediction)[1] - mean) < 1e-4
+
+
+@pytest.mark.parametrize(("prediction", "total"), [("eps", 1006.388), ("v", 0.0017)])
+def test_in_rho_it_is_the_published_lms(prediction, total):
+    """diffusers, test_scheduler_lms.py: test_full_loop_no_noise and test_full_loop_with_v_prediction."""
+    assert abs(variance_exploding_check(samplers.deis(4, "rho"), prediction) - total) < 2e-2
 
 
 @pytest.mark.parametrize("variable", ["rho", "log_rho"])
