@@ -64,7 +64,7 @@ def classifier_free(denoise: Denoise, scale: ArrayLike, interval: Interval | Non
         interval: Where in log_snr the scale holds; elsewhere it is 1 (Kynkäänniemi et al. 2024, arXiv 2404.07724).
             Everywhere by default.
         rescale: In [0, 1], how far x0 is brought back to the standard deviation that the conditional x0 has, over each
-            example (Eqs. 15 and 16 of Lin et al. 2023, arXiv 2305.08891); eps is then derived anew. 0.7 is the paper's.
+            example (section 3.4 of Lin et al. 2023, arXiv 2305.08891); eps is then derived anew. 0.7 is the paper's.
 
     Returns:
         The Denoise, for batches of B. Its fraction is the conditional one.
@@ -89,7 +89,7 @@ def classifier_free(denoise: Denoise, scale: ArrayLike, interval: Interval | Non
 
 
 def autoguidance(denoise: Denoise, weaker: Denoise, scale: ArrayLike, interval: Interval | None = None) -> Denoise:
-    """Guides a model by a weaker version of itself (Karras et al. 2024, arXiv 2406.02507, Eq. 3).
+    """Guides a model by a weaker version of itself (Karras et al. 2024, arXiv 2406.02507).
 
         x0 = x0_weaker + scale (x0 - x0_weaker),    and so eps
 
@@ -177,7 +177,7 @@ def gaussian_likelihood(
 
         -|y - measure(x0)|^2 / (2 (std^2 + r^2)),    r^2 = 1 / (1 / data_std^2 + alpha^2 / sigma^2)
 
-    r is what x0 still varies given x_t (Song et al. 2023, Pseudoinverse-guided diffusion models, section 3.2): with it,
+    r is what x0 still varies given x_t (Song et al. 2023, Pseudoinverse-guided diffusion models): with it,
     guidance is exact for normal data of that standard deviation where `measure` has orthonormal rows, and stable for
     small std. With data_std = 0 it is plain DPS.
 

@@ -28,7 +28,7 @@ class Coefficients(NamedTuple):
 def mean_squared_eps(key: jax.Array, schedule: Schedule, denoise: Denoise, x0: jax.Array) -> jax.Array:
     """Gamma_t = E |eps|^2 / d over data, for every t: what Analytic-DPM needs to know of a model, once.
 
-    Each t gets one draw of noise for each example (Eq. 8 of Bao et al. 2022, with score = -eps / sigma).
+    Each t gets one draw of noise for each example (section 3 of Bao et al. 2022; score = -eps / sigma).
 
     Args:
         key: A typed key.
@@ -50,7 +50,7 @@ def mean_squared_eps(key: jax.Array, schedule: Schedule, denoise: Denoise, x0: j
 
 
 def analytic_dpm(gamma: ArrayLike, clip: bool = True) -> base.Sampler:
-    """Theorem 1 of Bao et al. 2022 (arXiv 2201.06503), in the form of their Eq. 9 for DDPM's process.
+    """Theorem 1 of Bao et al. 2022 (arXiv 2201.06503), with their estimate of E |eps|^2.
 
     With r = (alpha_t sigma_s) / (alpha_s sigma_t), the mean is that of `ddpm` and the variance
 

@@ -14,7 +14,7 @@ VARIABLES = ("log_rho", "rho")
 
 
 def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = False) -> base.Sampler:
-    """AB-DEIS (Eq. 14 and section 3.3 of the paper): a polynomial through the last values of eps.
+    """AB-DEIS (Eq. 14 of the paper): a polynomial through the last values of eps.
 
         x_s / alpha_s = x_t / alpha_t + sum_j C_j eps_j,    C_j = integral of l_j d rho from rho_t to rho_s
 

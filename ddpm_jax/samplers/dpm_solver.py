@@ -25,10 +25,10 @@ def dpm_solver_pp(
 
     With h = lambda_s - lambda_t, D0 = x0 at t, and D1, D2 estimates of h and h^2 times its first and second derivative,
 
-        x_s = (sigma_s / sigma_t) x_t + alpha_s (psi1(h) D0 + psi2(h) D1 + psi3(h) D2)              (Eq. 9 of the paper)
+        x_s = (sigma_s / sigma_t) x_t + alpha_s (psi1(h) D0 + psi2(h) D1 + psi3(h) D2)         (Proposition 4.1)
         psi1(h) = 1 - exp(-h),    psi2(h) = 1 - psi1(h) / h,    psi3(h) = 1 / 2 - psi2(h) / h
 
-    SDE-DPM-Solver++ (Eqs. 17 and 18) has psi_k(2 h) in their place, exp(-h) x_t in that of x_t, and adds
+    SDE-DPM-Solver++ has psi_k(2 h) in their place, exp(-h) x_t in that of x_t, and adds
     sigma_s sqrt(1 - exp(-2 h)) * noise; at order 1 it is ancestral sampling with the small variance.
 
     One network call a step. Order 1 is DDIM. The first steps, and those to or from an infinite lambda, are of the lower

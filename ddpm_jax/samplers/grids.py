@@ -108,7 +108,7 @@ def at_log_snr(schedule: HasLevels, log_snr: ArrayLike, clean: bool = True) -> L
 def uniform_log_snr(
     schedule: HasLevels, num_steps: int, log_snr: tuple[float, float] | None = None, clean: bool = True
 ) -> Level:
-    """Levels at equal distances in log(alpha^2 / sigma^2), as DPM-Solver proposes (Lu et al. 2022, section 3.4).
+    """Levels at equal distances in log(alpha^2 / sigma^2), as DPM-Solver proposes (Lu et al. 2022, arXiv 2206.00927).
 
     k-diffusion calls it exponential, since sigma / alpha falls by the same factor each step.
 
@@ -204,8 +204,8 @@ def back_and_forth(levels: Level, jump_length: int = 10, resamplings: int = 10) 
     """RePaint's grid: each stretch of jump_length steps is walked several times (Lugmayr et al. 2022, arXiv 2201.09865).
 
     Of the grid's N steps to the data, those that lead to position j, 2 j, ... from the end are each followed by a jump
-    back of j = jump_length steps, resamplings - 1 times (appendix B of the paper, whose code jumps back one step at a
-    time: to noise at one go is the same distribution).
+    back of j = jump_length steps, resamplings - 1 times (the authors' code jumps back one step at a time: to noise at one go
+    is the same distribution).
 
     Args:
         levels: The grid [N + 1], towards the data.

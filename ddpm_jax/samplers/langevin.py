@@ -27,7 +27,8 @@ def langevin(predictor: base.Sampler, snr: float = 0.16, num_corrections: int = 
 
     `num_corrections` times at level t, then the predictor's step from t to s. The correction comes first, as in the
     authors' code, so that nothing is called at the clean end. Norms are those of each sample, where the authors' code
-    takes their mean over the batch: sample i must not depend on its batch mates.
+    takes their mean over the batch: sample i must not depend on its batch mates. The paper's step for DDPM's process has a
+    factor 1 - beta besides, which is 1 to a few per cent and not known to a grid.
 
     num_corrections network calls a step, and the predictor's. Grids go as the predictor's.
 

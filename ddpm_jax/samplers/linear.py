@@ -124,8 +124,7 @@ def orders(levels: Level, order: int, lower_order_final: bool, end_too: bool = F
     Args:
         levels: The grid [N + 1].
         order: The order of the method.
-        lower_order_final: Whether the last steps have orders ..., 2, 1, which is steadier with few steps (Lu et al.
-            2022, DPM-Solver++, section 4).
+        lower_order_final: Whether the last steps have orders ..., 2, 1, which is steadier with few steps.
         end_too: Whether a step may have its full order also when it goes to the clean end.
 
     Returns:

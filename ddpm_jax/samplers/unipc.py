@@ -15,7 +15,7 @@ VARIANTS = ("bh1", "bh2")
 
 
 def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, lower_order_final: bool = False) -> base.Sampler:
-    """UniPC-p, for x0 in lambda = log(alpha / sigma), multistep (section 3 and appendix E.3 of the paper).
+    """UniPC-p, for x0 in lambda = log(alpha / sigma), multistep (Theorem 3.1 and Corollary 3.2).
 
     Step i first corrects the x that it was given, with the output at that x itself, and then predicts the next:
 
@@ -23,7 +23,7 @@ def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, lower_or
         x_s  = (sigma_s / sigma_t) x_t + alpha_s (psi1(h)  x0_t + B(h)  sum_m a_m (x0_m - x0_t) / r_m)      UniP-p
 
     where r is the level before t, m runs over earlier outputs (and, in the corrector, the new one), r_m is their distance
-    in units of h, and the weights solve sum_m r_m^(n - 1) a_m = n! phi_(n + 1)(-h) / B (Eq. 7), but for those of a single
+    in units of h, and the weights solve sum_m r_m^(n - 1) a_m = n! psi_(n + 1)(h) / B, but for those of a single
     unknown, which are 1/2. With the corrector it is of order p + 1.
 
     One network call a step; the last x is not corrected, since no call is made there. Steps next to an infinite lambda
@@ -103,7 +103,7 @@ def outputs(xp: Any, h: Array, reached: Array, order: int, variant: str, new: bo
 
 
 def solve(xp: Any, h: Array, distances: Array, variant: str) -> Array:
-    """B(h) a_m of Eq. 7 of the paper, [N, M], for differences at the given distances [N, M] in units of h."""
+    """B(h) a_m as `unipc` has them, [N, M], for differences at the given distances [N, M] in units of h."""
     num = distances.shape[1]
     psis = psi(xp, h, num + 1)
     scale = h if variant == "bh1" else psis[0]

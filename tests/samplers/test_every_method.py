@@ -42,6 +42,9 @@ STOCHASTIC = {
 METHODS = DETERMINISTIC | STOCHASTIC
 CALLS = {"heun": 2, "heun churn": 2, "dpm_solver_pp 2S": 2, "langevin": 2}  # times that a step's network is traced
 every_method = pytest.mark.parametrize("name", METHODS)
+# each way to step once: methods that are a table share theirs
+STEPS = ["euler", "heun", "dpm_solver_pp 2S", "unipc 3", *(name for name in STOCHASTIC if name != "euler_ancestral")]
+every_step = pytest.mark.parametrize("name", STEPS)
 
 
 def predict(x_t, t):
@@ -52,7 +55,7 @@ def predict(x_t, t):
 DENOISE = make_denoise(SCHEDULE, predict)
 
 
-@every_method
+@every_step
 def test_the_scan_is_a_python_loop_and_traces_once(name):
     sampler, traces = METHODS[name], []
 
@@ -108,13 +111,13 @@ def value_and_gradients(name, levels):
     return jax.jit(jax.grad(total, (0, 1), has_aux=True))(x, 0.9)
 
 
-@every_method
+@every_step
 def test_values_and_gradients_are_finite_up_to_the_clean_end(name):
     gradients, x = value_and_gradients(name, GRID)
     assert all(np.isfinite(a).all() and np.abs(a).max() > 1e-6 for a in (*gradients, x))
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm_solver_pp 2S", "unipc 3"])
 def test_inversion_from_the_clean_end_is_finite(name):
     gradients, x = value_and_gradients(name, grids.reversed(GRID))
     assert all(np.isfinite(a).all() and np.abs(a).max() > 1e-6 for a in (*gradients, x))
@@ -139,10 +142,12 @@ def test_the_levels_may_be_traced(name):
 
 
 @every_method
-def test_a_grid_may_start_at_pure_noise(name):
-    """As schedules of zero terminal signal do."""
-    levels = Level(GRID.t, np.append(0.0, GRID.alpha[1:]), np.append(1.0, GRID.sigma[1:]))
-    assert all(np.isfinite(a).all() for a in jax.tree.leaves(METHODS[name].plan(levels)))
+def test_no_coefficient_is_infinite_at_either_end(name):
+    """To the clean end; from pure noise, as schedules of zero terminal signal start; and, for inversion, the other way."""
+    from_noise = Level(GRID.t, np.append(0.0, GRID.alpha[1:]), np.append(1.0, GRID.sigma[1:]))
+    ways = [GRID, from_noise] + [grids.reversed(a) for a in (GRID, from_noise) if name in DETERMINISTIC]
+    for levels in ways:
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(METHODS[name].plan(levels)))
 
 
 @pytest.mark.parametrize("name", ["dpm_solver_pp 3M", "heun"])
@@ -159,9 +164,25 @@ def test_a_stochastic_sampler_needs_a_key(name):
         samplers.sample(None, METHODS[name], DENOISE, GRID, (4, 3), x_init=jnp.zeros((4, 3)))
 
 
-def test_a_deterministic_sampler_needs_none():
-    for sampler in DETERMINISTIC.values():
-        jax.eval_shape(lambda s=sampler: samplers.sample(None, s, DENOISE, GRID, (4, 3), x_init=jnp.zeros((4, 3))))
+@every_method
+def test_the_network_is_traced_once_whatever_the_number_of_steps(name):
+    traces = []
+
+    def counted(x_t, t):
+        traces.append(t)
+        return predict(x_t, t)
+
+    def equations(num_steps):
+        denoise, levels = make_denoise(SCHEDULE, counted), grids.spaced(SCHEDULE, num_steps)
+        key = KEY if name in STOCHASTIC else None
+        draw = lambda x: samplers.sample(key, METHODS[name], denoise, levels, (4, 3), x_init=x)  # noqa: E731
+        return str(jax.make_jaxpr(draw)(KNOWN)).count(" = ")
+
+    few, calls = equations(8), len(traces)
+    assert calls <= CALLS.get(name, 1) * (2 if name == "repaint" else 1)
+    if name in STEPS:
+        assert equations(80) == few
+        assert len(traces) == 2 * calls
 
 
 def test_rematerialisation_saves_memory_and_changes_nothing():

@@ -10,7 +10,7 @@ TIMES = np.arange(900, -1, -100)
 
 
 def test_second_order():
-    """As section 3.5 of the paper has it: the transfer part is DDIM's, and steps are not equal in it."""
+    """Not fourth: its weights are those of equal steps, and these are not equal in the variable of the integral."""
     found, last = orders(samplers.pndm())
     assert np.all(found > 1.8)
     assert last < 2e-4

@@ -29,7 +29,7 @@ def test_the_published_scheduler_check(prediction, mean):
 
 
 def test_the_predictor_of_order_two_is_dpm_solvers_midpoint():
-    """Section 4 of the paper: with B = 1 - exp(-h) and weight 1/2 UniP-2 is DPM-Solver++(2M)."""
+    """With B = 1 - exp(-h) and weight 1/2, UniP-2 takes DPM-Solver++(2M)'s step."""
     ours = samplers.unipc(2, "bh2", corrector=False).plan(LINSPACE).matrix[:, 0]
     theirs = samplers.dpm_solver_pp(2).plan(LINSPACE).matrix[:, 0]
     np.testing.assert_allclose(ours[:, [0, 2, 4]], theirs[:, :3], atol=1e-12)
