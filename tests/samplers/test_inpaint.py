@@ -37,12 +37,14 @@ def test_known_pixels_are_kept_exactly(wrap):
     assert not np.allclose(x[:, 3:], KNOWN[:, 3:], atol=0.1)
 
 
-def test_a_mask_of_one_channel_is_that_mask_in_all():
-    levels = grids.spaced(SCHEDULE, 5)
-    draw = lambda mask: samplers.sample(  # noqa: E731
-        KEY, samplers.inpaint(samplers.ddim(), KNOWN, mask), DENOISE, levels, KNOWN.shape
-    )
-    np.testing.assert_array_equal(draw(MASK), draw(MASK[..., :1] > 0))
+@every_wrapper
+def test_a_mask_of_one_channel_is_that_mask_in_all(wrap):
+    levels, x = grids.spaced(SCHEDULE, 5), KNOWN[::-1]
+    plan = jax.tree.map(lambda a: a[-1], wrap(samplers.ddim(), KNOWN, MASK).plan(levels))
+    keys = jax.random.split(KEY, 4)
+    step = lambda mask: wrap(samplers.ddim(), KNOWN, mask).step(keys, DENOISE, x, (), plan)[0]  # noqa: E731
+    np.testing.assert_array_equal(step(MASK[..., :1] > 0), step(MASK))
+    np.testing.assert_array_equal(step(MASK)[:, :3], KNOWN[:, :3])
 
 
 def test_resampling_finds_what_replacement_misses():
