@@ -5,6 +5,8 @@ Parameters are float32; `dtype` is that of convolutions and products. Norms and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ def initializer(scale: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform") if scale > 0 else nn.initializers.zeros
 
 
-def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
+def timestep_embedding(t: jax.Array, dim: int, freq_shift: float = 1.0, cos_first: bool = False) -> jax.Array:
     """Sinusoidal embedding of the time step (section 3.5 of Vaswani et al. 2017, as DDPM's code orders it).
 
         [sin(t f_0), ..., sin(t f_{n-1}), cos(t f_0), ..., cos(t f_{n-1})],    f_i = 10000^(-i / (n - 1)),    n = dim / 2
@@ -25,6 +27,8 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     Args:
         t: [B], integers or floats, not scaled.
         dim: Even, at least 4.
+        freq_shift: What stands for the 1 of n - 1; 0 in later code, such as that of Dhariwal & Nichol 2021.
+        cos_first: Whether the cosines come first, as in that code.
 
     Returns:
         float32 [B, dim].
@@ -35,27 +39,30 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     if dim < 4 or dim % 2:
         raise ValueError(f"dim: expected an even number, at least 4, received {dim}")
     half = dim // 2
-    frequency = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - 1))
+    frequency = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
     angle = t.astype(jnp.float32)[:, None] * frequency[None, :]
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    return jnp.concatenate([cos, sin] if cos_first else [sin, cos], axis=1)
 
 
-def conv(features: int, dtype: Dtype, *, size: int = 3, stride: int = 1, scale: float = 1.0, name: str | None = None):
-    """A convolution with TensorFlow's SAME padding: for size 3 and stride 2 on even sizes, 0 before and 1 after."""
-    return nn.Conv(features, (size, size), (stride, stride), "SAME", kernel_init=initializer(scale), dtype=dtype, name=name)
+def conv(features: int, dtype: Dtype, *, size: int = 3, scale: float = 1.0, name: str | None = None) -> nn.Conv:
+    """A convolution that keeps the size of the image."""
+    return nn.Conv(features, (size, size), kernel_init=initializer(scale), dtype=dtype, name=name)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) in float32, epsilon 1e-6, with a scale and a bias for each channel.
+    """Group normalisation (Wu & He 2018) in float32, with a scale and a bias for each channel.
 
     Sums over space come first, channel by channel, and sums over the group's channels follow on what is left of the data:
     so the data are read twice and written once, in the order in which they lie in memory.
 
     Attributes:
         num_groups: Divides the channels.
+        eps: Added to the variance.
     """
 
     num_groups: int
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -71,7 +78,7 @@ class GroupNorm(nn.Module):
 
         mean = over_group(x.mean(axis=1))
         variance = jnp.maximum(over_group((x * x).mean(axis=1)) - mean * mean, 0.0)
-        gain = jax.lax.rsqrt(variance + 1e-6) * scale[None]
+        gain = jax.lax.rsqrt(variance + self.eps) * scale[None]
         y = x * gain[:, None] + (bias[None] - mean * gain)[:, None]
         return y.reshape(batch, height, width, channels)
 
@@ -83,22 +90,35 @@ class ResidualBlock(nn.Module):
         features: Output channels; where the input has another number, a 1x1 convolution adapts it.
         dropout: Probability that a feature is dropped in training.
         num_groups: Of the norms.
+        norm_eps: Of the norms.
+        time_scale_shift: Whether the time scales and shifts what the second norm gives, and is not added before it.
+        resample: `halve` or `double`, applied to the input and before the first convolution; None keeps the size.
         dtype: Of the computation.
     """
 
     features: int
     dropout: float
     num_groups: int
+    norm_eps: float
+    time_scale_shift: bool
+    resample: Callable[[jax.Array], jax.Array] | None
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
-        """X [B, H, W, C], embedding [B, E] -> [B, H, W, features]."""
-        h = nn.swish(GroupNorm(self.num_groups, name="norm1")(x)).astype(self.dtype)
+        """X [B, H, W, C], embedding [B, E] -> [B, H, W, features], or half or twice the size."""
+        h = nn.swish(GroupNorm(self.num_groups, self.norm_eps, name="norm1")(x)).astype(self.dtype)
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
         h = conv(self.features, self.dtype, name="conv1")(h)
-        time = nn.Dense(self.features, kernel_init=initializer(), dtype=self.dtype, name="time")(nn.swish(embedding))
-        h = h + time[:, None, None, :]
-        h = nn.swish(GroupNorm(self.num_groups, name="norm2")(h)).astype(self.dtype)
+        width = (2 if self.time_scale_shift else 1) * self.features
+        time = nn.Dense(width, kernel_init=initializer(), dtype=self.dtype, name="time")(nn.swish(embedding))[:, None, None, :]
+        if self.time_scale_shift:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = GroupNorm(self.num_groups, self.norm_eps, name="norm2")(h) * (1 + scale) + shift
+        else:
+            h = GroupNorm(self.num_groups, self.norm_eps, name="norm2")(h + time)
+        h = nn.swish(h).astype(self.dtype)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(self.features, self.dtype, scale=0.0, name="conv2")(h)
         if x.shape[-1] != self.features:
@@ -111,12 +131,14 @@ class Attention(nn.Module):
 
     Attributes:
         num_heads: Divides the channels.
-        num_groups: Of the norm.
+        num_groups: Of the norm; None for no norm.
+        norm_eps: Of the norm.
         dtype: Of the computation.
     """
 
     num_heads: int
-    num_groups: int
+    num_groups: int | None
+    norm_eps: float
     dtype: Dtype
 
     @nn.compact
@@ -125,7 +147,8 @@ class Attention(nn.Module):
         batch, height, width, channels = x.shape
         if channels % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of {channels} channels, received {self.num_heads}")
-        h = GroupNorm(self.num_groups, name="norm")(x).astype(self.dtype).reshape(batch, height * width, channels)
+        h = x if self.num_groups is None else GroupNorm(self.num_groups, self.norm_eps, name="norm")(x)
+        h = h.astype(self.dtype).reshape(batch, height * width, channels)
 
         def project(name):
             h_projected = nn.Dense(channels, kernel_init=initializer(), dtype=self.dtype, name=name)(h)
@@ -138,11 +161,52 @@ class Attention(nn.Module):
         return x + nn.Dense(channels, kernel_init=initializer(0.0), dtype=self.dtype, name="output")(h)
 
 
-def downsample(x: jax.Array, dtype: Dtype, name: str) -> jax.Array:
-    """Halves height and width, [B, H, W, C] -> [B, H/2, W/2, C], by a convolution of stride 2; call inside a module."""
-    return conv(x.shape[-1], dtype, stride=2, name=name)(x)
+def downsample(x: jax.Array, dtype: Dtype, symmetric: bool, name: str) -> jax.Array:
+    """Halves height and width, [B, H, W, C] -> [B, H/2, W/2, C], by a convolution of stride 2; call inside a module.
+
+    An even size needs one row and column of padding: TensorFlow, and so DDPM, has it after the image; PyTorch's networks
+    have one before as well, which is "symmetric", and shifts the grid by a pixel.
+    """
+    padding = 1 if symmetric else "SAME"
+    return nn.Conv(x.shape[-1], (3, 3), (2, 2), padding, kernel_init=initializer(), dtype=dtype, name=name)(x)
 
 
 def upsample(x: jax.Array, dtype: Dtype, name: str) -> jax.Array:
     """Doubles height and width, [B, H, W, C] -> [B, 2H, 2W, C]: nearest neighbour, then a convolution; likewise."""
-    return conv(x.shape[-1], dtype, name=name)(x.repeat(2, axis=1).repeat(2, axis=2))
+    return conv(x.shape[-1], dtype, name=name)(double(x))
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Means over 2x2 pixels, [B, H, W, C] -> [B, H/2, W/2, C]."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def double(x: jax.Array) -> jax.Array:
+    """Every pixel as 2x2, [B, H, W, C] -> [B, 2H, 2W, C]."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+class LabelEmbedding(nn.Module):
+    """A vector for each class, as wide as the time embedding that it is added to.
+
+    Attributes:
+        num_classes: How many.
+        features: E.
+        dtype: Of the output.
+    """
+
+    num_classes: int
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, labels: jax.Array) -> jax.Array:
+        """Integers [B] in 0..num_classes-1 -> [B, E]; any other label gives NaN where traced, and raises where known."""
+        if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+            raise TypeError(f"labels: expected integers, received {jnp.result_type(labels)}")
+        table = self.param("embedding", nn.initializers.normal(1.0), (self.num_classes, self.features), jnp.float32)
+        known = (labels >= 0) & (labels < self.num_classes)
+        if not isinstance(labels, jax.core.Tracer) and not known.all():
+            raise ValueError(f"labels: expected 0..{self.num_classes - 1}, received {labels}")
+        return jnp.where(known[:, None], table[jnp.where(known, labels, 0)], jnp.nan).astype(self.dtype)
