@@ -1,0 +1,175 @@
+"""Folders of Hugging Face's diffusers: a UNet2DModel, and a DDPM or DDIM pipeline around it. PyTorch is not needed."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from ddpm_jax.interop import ddpm_scheduler, fields, files, names, unet2d
+from ddpm_jax.interop.weights import shapes_of
+from ddpm_jax.networks import UNet
+from ddpm_jax.schedules import Schedule
+
+VERSION = "0.42.1"
+"""Of diffusers, whose fields are written."""
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+PIPELINES = {"ddpm": ("DDPMPipeline", "DDPMScheduler"), "ddim": ("DDIMPipeline", "DDIMScheduler")}
+
+
+class Model(NamedTuple):
+    """A pipeline: `network.apply(params, x_t, t)` runs it.
+
+    Attributes:
+        network: The network.
+        params: Its variables, {"params": {...}}, float32.
+        schedule: The noise schedule that it was trained on.
+        prediction: What it predicts: "eps", "x0" or "v".
+        variance: Of ancestral steps: "fixed_small", "fixed_large" or "learned".
+        clip: Whether the estimate of x0 is clipped to [-1, 1].
+        image_size: (height, width) of its images, or None where the config does not say.
+        spacing: Which noise levels are visited in fewer steps: "leading", "linspace" or "trailing".
+        sampler: "ddpm" or "ddim".
+    """
+
+    network: UNet
+    params: Any
+    schedule: Schedule
+    prediction: str
+    variance: str
+    clip: bool
+    image_size: tuple[int, int] | None
+    spacing: str
+    sampler: str
+
+
+def load(folder: files.Path) -> Model:
+    """Reads a pipeline's folder, or that of a model alone.
+
+    Args:
+        folder: Holds config.json and weights (safetensors, or else the older .bin, of which nothing is executed), in it or in
+            unet/, and perhaps scheduler_config.json, in it or in scheduler/. Without that, DDPMScheduler's defaults hold:
+            1000 linear betas from 1e-4 to 0.02, "eps", "fixed_small", clipped.
+
+    Returns:
+        The Model.
+
+    Raises:
+        ValueError: an unknown class, option or field, a tensor that is missing, not expected or of another shape, each by
+            name; a damaged file; what our UNet cannot represent.
+        OSError: a file cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    _check_index(folder / "model_index.json")
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    _, config = fields.read(unet / "config.json", {"UNet2DModel": unet2d.FIELDS})
+    described = unet2d.to_network(config)
+    process = _read_process(folder)
+    network, channels = described.network, described.in_channels
+    if process.variance == "learned" and network.out_channels != 2 * channels:
+        raise ValueError(f"config.json: out_channels: expected {2 * channels} for variance_type learned_range, "
+                         f"received {config['out_channels']}")  # fmt: skip
+    params = _read_params(unet, described)
+    return Model(
+        network, params, process.schedule, process.prediction, process.variance, process.clip,
+        described.image_size, process.spacing, process.sampler,
+    )  # fmt: skip
+
+
+def save(
+    folder: files.Path,
+    network: UNet,
+    params: Any,
+    schedule: Schedule,
+    prediction: str = "eps",
+    variance: str = "fixed_small",
+    clip: bool = True,
+    image_size: tuple[int, int] | None = None,
+    spacing: str = "leading",
+    sampler: str = "ddpm",
+) -> None:
+    """Writes a pipeline's folder, for DDPMPipeline.from_pretrained and DDIMPipeline.from_pretrained.
+
+    The arguments are those of a Model, in its order: `save(folder, *model)`.
+
+    Args:
+        folder: Made; it must not exist, or be empty.
+        network: The network.
+        params: Its variables, {"params": {...}}.
+        schedule: The noise schedule.
+        prediction: "eps", "x0" or "v".
+        variance: "fixed_small", "fixed_large" or "learned".
+        clip: Whether the estimate of x0 is clipped to [-1, 1].
+        image_size: (height, width), needed.
+        spacing: "leading", "linspace" or "trailing".
+        sampler: "ddpm" or "ddim".
+
+    Raises:
+        ValueError: what diffusers cannot represent, by name; a folder that is not empty. Nothing is then written.
+        OSError: it cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder: expected a new or empty folder, received {folder}")
+    if image_size is None:
+        raise ValueError("image_size: expected (height, width), received None")
+    in_channels = params["params"]["stem"]["kernel"].shape[2]
+    process = ddpm_scheduler.Process(schedule, prediction, variance, clip, spacing, sampler)
+    scheduler, scheduler_config = ddpm_scheduler.from_process(process)
+    unet_config = unet2d.from_network(network, image_size, in_channels)
+    tree = names.entries(names.DIFFUSERS, shapes_of(network, (*image_size, in_channels)), len(network.multipliers))
+    tensors = names.encode(tree, params)
+    names.decode(tree, tensors, "params")  # what is written can be read again
+    index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", scheduler]}
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(folder) as partial:
+        (partial / "unet").mkdir(parents=True)
+        (partial / "scheduler").mkdir()
+        files.write(partial / "unet" / WEIGHTS[0], tensors)
+        _write_config(partial / "unet" / "config.json", "UNet2DModel", unet_config)
+        _write_config(partial / "scheduler" / "scheduler_config.json", scheduler, scheduler_config)
+        _write_config(partial / "model_index.json", PIPELINES[sampler][0], index)
+
+
+def _check_index(path: pathlib.Path) -> None:
+    """Refuses the pipelines of other models, where it is said what the folder is."""
+    if not path.exists():
+        return
+    index = fields.read_json(path)
+    known = [pipeline for pipeline, _ in PIPELINES.values()]
+    if index.get("_class_name") not in known:
+        raise ValueError(f"{path.name}: _class_name: expected {' or '.join(known)}, received {index.get('_class_name')}")
+    if index.get("unet") != ["diffusers", "UNet2DModel"]:
+        raise ValueError(f"{path.name}: unet: expected UNet2DModel of diffusers, received {index.get('unet')}")
+
+
+def _read_process(folder: pathlib.Path) -> ddpm_scheduler.Process:
+    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
+        if path.exists():
+            return ddpm_scheduler.to_process(*fields.read(path, ddpm_scheduler.CLASSES))
+    defaults = {name: field.default for name, field in ddpm_scheduler.CLASSES["DDPMScheduler"].items()}
+    given = {
+        "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": True,
+        "variance_type": "fixed_small",
+    }  # fmt: skip
+    return ddpm_scheduler.to_process("DDPMScheduler", {**defaults, **given})
+
+
+def _read_params(folder: pathlib.Path, described: unet2d.Described) -> Any:
+    found = [folder / name for name in WEIGHTS if (folder / name).exists()]
+    if not found:
+        raise ValueError(f"{folder}: expected {' or '.join(WEIGHTS)}, found neither")
+    tensors = files.read(found[0])
+    network = described.network
+    old = any(re.search(r"\.attentions\.\d+\.query\.weight$", name) for name in tensors)
+    format_names = names.DIFFUSERS_BEFORE_0_13 if old else names.DIFFUSERS
+    coarsest = 2 ** (len(network.multipliers) - 1)  # attention goes by level here, so that any size will do
+    shapes = shapes_of(network, (coarsest, coarsest, described.in_channels))
+    return names.decode(names.entries(format_names, shapes, len(network.multipliers)), tensors, found[0].name)
+
+
+def _write_config(path: pathlib.Path, class_name: str, config: dict[str, Any]) -> None:
+    whole = {"_class_name": class_name, "_diffusers_version": VERSION, **config}
+    path.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")

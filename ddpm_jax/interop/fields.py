@@ -1,0 +1,121 @@
+"""JSON configs with their fields declared: what each may hold, and what it is where an older file lacks it."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+REQUIRED = object()
+"""The default of a field that has been there in every version."""
+
+
+class Field(NamedTuple):
+    """What a field may hold.
+
+    Attributes:
+        expected: That in words.
+        accepts: Whether a value is so.
+        default: Where the field is missing, as in files from before there was such a field.
+    """
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    default: Any = REQUIRED
+
+
+def one_of(*values: Any, default: Any = REQUIRED) -> Field:
+    """A field that has one of these JSON values."""
+    words = [json.dumps(value) for value in values]
+    return Field(" or ".join(words), lambda value: any(_same(value, known) for known in values), default)
+
+
+def integer(default: Any = REQUIRED, null: bool = False) -> Field:
+    """A field that has a positive integer."""
+    expected = "a positive integer" + (" or null" if null else "")
+    return Field(expected, lambda value: _is_size(value) or (null and value is None), default)
+
+
+def number(default: Any = REQUIRED, least: float = 0.0, below: float = math.inf) -> Field:
+    """A field that has a number from `least` up to but without `below`."""
+    return Field(
+        f"a number from {least:g}" + ("" if below == math.inf else f" and below {below:g}"),
+        lambda value: type(value) in (int, float) and least <= value < below,
+        default,
+    )
+
+
+def integers(default: Any = REQUIRED) -> Field:
+    """A field that has a list of positive integers."""
+    return Field(
+        "positive integers", lambda value: isinstance(value, list) and value != [] and all(map(_is_size, value)), default
+    )
+
+
+def words(*known: str) -> Field:
+    """A field that has a list of these words."""
+    return Field(
+        f"a list of {', '.join(known)}", lambda value: isinstance(value, list) and all(word in known for word in value)
+    )
+
+
+def read(path: pathlib.Path, classes: Mapping[str, Mapping[str, Field]]) -> tuple[str, dict[str, Any]]:
+    """Reads a config file of diffusers.
+
+    Args:
+        path: The file.
+        classes: The fields of each class that may be configured here.
+
+    Returns:
+        The class, and all of its fields.
+
+    Raises:
+        ValueError: the file is no JSON object, is of another class, or has a field that is unknown, missing or not as it may
+            be; it is named.
+        OSError: the file cannot be read.
+    """
+    found = read_json(path)
+    name = found.pop("_class_name", None)
+    if name not in classes:
+        raise ValueError(f"{path.name}: _class_name: expected {' or '.join(classes)}, received {json.dumps(name)}")
+    version = found.pop("_diffusers_version", "0.1.1")
+    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+.*", version):
+        raise ValueError(f"{path.name}: _diffusers_version: expected such as 0.1.1, received {json.dumps(version)}")
+    found.pop("_name_or_path", None)
+    fields = classes[name]
+    for field in found:
+        if field not in fields:
+            raise ValueError(
+                f"{path.name}: {field}: expected no such field of {name}, received {json.dumps(found[field])[:80]}"
+            )
+    values = {field: found.get(field, known.default) for field, known in fields.items()}
+    for field, value in values.items():
+        if value is REQUIRED:
+            raise ValueError(f"{path.name}: {field}: expected {fields[field].expected}, received no such field")
+        if field in found and not fields[field].accepts(value):
+            received = json.dumps(value)[:80]
+            raise ValueError(f"{path.name}: {field}: expected {fields[field].expected}, received {received}")
+    return name, values
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises ValueError where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:  # also where it is no text
+        raise ValueError(f"{path.name}: expected JSON, cannot read it: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name}: expected a JSON object, received {json.dumps(found)[:80]}")
+    return found
+
+
+def _same(value: Any, known: Any) -> bool:
+    """Equal as JSON is: 1 and 1.0 are, 1 and true are not."""
+    return value == known and isinstance(value, bool) == isinstance(known, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0

@@ -1,0 +1,87 @@
+"""Files of named arrays: safetensors, .npz, and what PyTorch saves; read without trusting them, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ddpm_jax.interop import pickles
+
+Path = str | os.PathLike[str]
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of a file.
+
+    Args:
+        path: .safetensors, .npz, or a PyTorch state dict: .bin, .ckpt, .pt or .pth.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        ValueError: the file is of none of these formats, damaged, or has anything but arrays.
+        OSError: it cannot be read.
+    """
+    path = pathlib.Path(path)
+    match path.suffix:
+        case ".safetensors":
+            return _read_safetensors(path)
+        case ".npz":
+            return _read_npz(path)
+        case ".bin" | ".ckpt" | ".pt" | ".pth":
+            return pickles.read(path)
+    raise ValueError(f"{path.name}: expected .safetensors, .npz, .bin, .ckpt, .pt or .pth")
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name.
+
+    Args:
+        path: .safetensors or .npz; replaced if it exists.
+        arrays: By name.
+
+    Raises:
+        ValueError: another ending.
+        OSError: it cannot be written.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise ValueError(f"{path.name}: expected a name that ends in .safetensors or .npz")
+    with replacing(path) as partial:
+        if path.suffix == ".npz":
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        else:
+            # The metadata is what diffusers asks for: who reads these arrays expects PyTorch's layouts.
+            partial.write_bytes(safetensors.numpy.save(dict(arrays), metadata={"format": "pt"}))
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a name to write a file or folder under, which takes its real one when all is written."""
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    partial.replace(path)
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path.name}: expected a safetensors file, cannot read it: {error}") from error
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path.name}: expected an .npz file of arrays, cannot read it: {error}") from error

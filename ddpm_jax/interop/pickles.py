@@ -1,0 +1,178 @@
+"""PyTorch's files of tensors, read without PyTorch and without running what they name.
+
+A pickle is a program: it may call whatever it can import. The reader here lets it import nothing but stand-ins for the few
+names that a dict of tensors needs, each of which only keeps its arguments; any other name is refused. What was kept is then
+checked against the bytes that are there, and turned into arrays.
+
+Formats: the zip archive of torch >= 1.6 (`<folder>/data.pkl`, `<folder>/data/<key>`), and what was written before, several
+pickles in a row and then the storages' bytes (torch/serialization.py).
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+STORAGES = {
+    "FloatStorage": np.dtype(np.float32),
+    "DoubleStorage": np.dtype(np.float64),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(jnp.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class Storage(NamedTuple):
+    """A run of numbers that tensors share."""
+
+    dtype: np.dtype
+    key: str
+    size: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage, in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Rebuild:
+    """Stands for torch._utils._rebuild_tensor_v2; without a __dict__, so that a pickle cannot set anything on it."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+        return Tensor(storage, offset, shape, strides)
+
+
+class _RebuildParameter:
+    """Stands for torch._utils._rebuild_parameter."""
+
+    __slots__ = ()
+
+    def __call__(self, tensor: Any, *_: Any) -> Any:
+        return tensor
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names of STORAGES, and those that rebuild tensors; refuses all others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module, name:
+            case "collections", "OrderedDict":
+                return collections.OrderedDict
+            case "torch._utils", "_rebuild_tensor_v2":
+                return _Rebuild()
+            case "torch._utils", "_rebuild_parameter":
+                return _RebuildParameter()
+            case "torch", _ if name in STORAGES:
+                return name  # the word itself, with which nothing can be done
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor")
+
+    def persistent_load(self, pid: Any) -> Storage:
+        match pid:
+            case ("storage", str(name), str(key), _, int(size), *_) if name in STORAGES and size >= 0:
+                return Storage(STORAGES[name], key, size)
+        raise pickle.UnpicklingError(f"it has something that is no storage: {str(pid)[:80]}")
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads a state dict.
+
+    Args:
+        path: A file by `torch.save`, of a dict of tensors.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        ValueError: the file is damaged, or has anything but tensors.
+        OSError: it cannot be read.
+    """
+    try:
+        return _read_zip(path) if zipfile.is_zipfile(path) else _read_before_zip(path)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: expected a file of tensors by PyTorch: {error}") from error
+    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, AttributeError, IndexError, KeyError, TypeError,
+            ImportError, OverflowError, MemoryError, NotImplementedError, RuntimeError) as error:  # fmt: skip
+        # What a pickle or an archive that was tampered with makes the libraries raise.
+        raise ValueError(f"{path.name}: expected a file of tensors by PyTorch, cannot read it: {error!r}") from error
+
+
+def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its archive is compressed, which PyTorch never does")
+        index = [name for name in sizes if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(index) != 1:
+            raise ValueError("its archive has no data.pkl")
+        folder = index[0].removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        if order in sizes and archive.read(order) != b"little":
+            raise ValueError("its numbers are not little-endian")
+        state = _Unpickler(io.BytesIO(archive.read(index[0]))).load()
+        return _arrays(state, lambda storage: archive.read(f"{folder}data/{storage.key}"))
+
+
+def _read_before_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        if _Unpickler(file).load() != MAGIC:
+            raise ValueError("it does not begin as one")
+        _, system, state, keys = (_Unpickler(file).load() for _ in range(4))
+        if not system["little_endian"]:
+            raise ValueError("its numbers are not little-endian")
+        contents = {}
+        sizes = {tensor.storage.key: tensor.storage for tensor in _tensors(state).values()}
+        for key in keys:
+            size = int.from_bytes(file.read(8), "little")
+            if size != sizes[key].size:
+                raise ValueError(f"storage {key} has {size} numbers, not {sizes[key].size}")
+            contents[key] = file.read(size * sizes[key].dtype.itemsize)
+        return _arrays(state, lambda storage: contents[storage.key])
+
+
+def _tensors(state: Any) -> dict[str, Tensor]:
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not tensors by name")
+    for name, tensor in state.items():
+        match tensor:
+            case Tensor(Storage(), int(), tuple(shape), tuple(strides)) if isinstance(name, str):
+                if not all(type(n) is int and n >= 0 for n in (tensor.offset, *shape, *strides)) or len(shape) != len(strides):
+                    raise ValueError(f"{name} has shape {shape}, strides {strides}")
+            case _:
+                raise ValueError(f"{str(name)[:80]} is a {type(tensor).__name__}, not a tensor")
+    return state
+
+
+def _arrays(state: Any, contents: Callable[[Storage], bytes]) -> dict[str, np.ndarray]:
+    found = {}
+    for name, tensor in _tensors(state).items():
+        raw, storage = contents(tensor.storage), tensor.storage
+        if len(raw) != storage.size * storage.dtype.itemsize:
+            raise ValueError(f"{name} has {len(raw)} bytes, not {storage.size} numbers of {storage.dtype}")
+        size = int(np.prod(tensor.shape, dtype=object))
+        last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+        if size > storage.size or (size and last >= storage.size):
+            raise ValueError(f"{name} of shape {tensor.shape} reaches beyond its {storage.size} numbers")
+        flat = np.frombuffer(raw, storage.dtype)[tensor.offset :]
+        strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
+        found[name] = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
+    return found
