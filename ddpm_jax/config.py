@@ -25,8 +25,9 @@ T = TypeVar("T")
 class Data:
     """Where the images come from."""
 
-    source: Literal["digits", "npz", "folder", "tfds"] = "digits"
-    """digits: scikit-learn's, bundled. npz, folder: your own, at --data.path. tfds: TensorFlow Datasets."""
+    source: Literal["digits", "npz", "folder", "tfds"] | None = "digits"
+    """digits: scikit-learn's, bundled. npz, folder: your own, at --data.path. tfds: TensorFlow Datasets. None: not yet
+    said, for weights from elsewhere."""
     path: str | None = None
     """npz: a file with `image`, uint8 [N, H, W, C]. folder: PNG, JPEG and WebP files, at any depth."""
     name: str | None = None
@@ -61,6 +62,26 @@ class Network:
     """Dropout probability."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters, norms and softmax are float32."""
+    attention_levels: tuple[int, ...] | None = None
+    """In place of attention_resolutions: the levels with attention, 0 the finest."""
+    head_dim: int | None = None
+    """In place of num_heads: channels of an attention head."""
+    middle: Literal["attention", "attention_without_norm", "blocks", "none"] = "attention"
+    """What lies at the lowest resolution."""
+    norm_eps: float = 1e-6
+    """Added to the variance by the norms."""
+    freq_shift: float = 1.0
+    """Of the time embedding's frequencies."""
+    cos_first: bool = False
+    """Whether its cosines come first."""
+    time_scale_shift: bool = False
+    """Whether the time scales and shifts features."""
+    symmetric_padding: bool = False
+    """Whether downsampling pads both sides."""
+    residual_downsampling: tuple[int, ...] = ()
+    """Levels left downwards by a residual block."""
+    residual_upsampling: tuple[int, ...] = ()
+    """Levels left upwards by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +92,10 @@ class Diffusion:
     """The first six: Ho et al. 2020. cosine: Nichol & Dhariwal 2021. sigmoid: Jabri et al. 2022."""
     num_steps: int = 1000
     """T, the number of noise levels."""
+    beta_start: float = 1e-4
+    """linear, quadratic, warm-up: the first beta."""
+    beta_end: float = 0.02
+    """linear, quadratic, warm-up, constant: the last."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that the last level is noise alone; for v and x0."""
     prediction: Literal["eps", "x0", "v", "score", "mean"] = "eps"
@@ -191,9 +216,12 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Fields that a run may resume with other values of; the others decide what it is."""
 
+IMPORTED = ("network.", "diffusion.")
+"""Fields that weights from elsewhere decide; what they are trained on and how is open until they are."""
+
 
 def read_config(argv: Sequence[str], configs: pathlib.Path, default: str, description: str) -> Config:
-    """Reads `--config NAME_OR_FILE`, then the other options as overrides of what the file says.
+    """Reads `--config NAME_OR_FILE`, then the other options as overrides of what the file says; also a workdir's config.json.
 
     Args:
         argv: The command line, without the program's name.
@@ -209,10 +237,15 @@ def read_config(argv: Sequence[str], configs: pathlib.Path, default: str, descri
         SystemExit: after --help.
     """
     name, rest = _take_option(argv, "--config", default)
-    files = [file for file in (pathlib.Path(name), configs / f"{name}.py") if file.is_file() and file.suffix == ".py"]
+    files = [
+        file for file in (pathlib.Path(name), configs / f"{name}.py") if file.is_file() and file.suffix in (".py", ".json")
+    ]
     if not files:
         known = sorted(file.stem for file in configs.glob("*.py"))
         raise UsageError(f"--config: expected a file.py or one of {', '.join(known)}, received {name}")
+    if files[0].suffix == ".json":
+        with blame("--config"):
+            return parse(from_dict(json.loads(files[0].read_text())), rest, description)
     spec = importlib.util.spec_from_file_location(files[0].stem, files[0])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -254,7 +287,8 @@ def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
     now = options(new)
     for name, before in options(old).items():
         if before != now[name]:
-            (allowed if name.startswith(MAY_CHANGE) else refused).append(f"{name}: {before} -> {now[name]}")
+            may = not name.startswith(IMPORTED) if old.data.source is None else name.startswith(MAY_CHANGE)
+            (allowed if may else refused).append(f"{name}: {before} -> {now[name]}")
     return allowed, refused
 
 
@@ -292,7 +326,13 @@ def check(config: Config) -> None:
         raise UsageError(f"--data.image_size: expected a positive number, received {config.data.image_size}")
     for name, seed in {"train.seed": config.train.seed, "sample.seed": config.sample.seed}.items():
         check_seed(f"--{name}", seed)
-    for name, share in {"network.dropout": config.network.dropout, "ema.decay": config.ema.decay}.items():
+    shares = {
+        "network.dropout": config.network.dropout,
+        "diffusion.beta_start": config.diffusion.beta_start,
+        "diffusion.beta_end": config.diffusion.beta_end,
+        "ema.decay": config.ema.decay,
+    }
+    for name, share in shares.items():
         if not 0 <= share < 1:
             raise UsageError(f"--{name}: expected 0 or more and below 1, received {share}")
     if not config.network.multipliers or min(config.network.multipliers) < 1:
@@ -325,7 +365,7 @@ def _from_dict(default: T, values: Any) -> T:
     for name, value in values.items():
         if dataclasses.is_dataclass(known[name]):
             value = _from_dict(known[name], value)
-        read[name] = tuple(value) if isinstance(known[name], tuple) else value
+        read[name] = tuple(value) if isinstance(value, list) else value
     return dataclasses.replace(default, **read)  # type: ignore[type-var]
 
 

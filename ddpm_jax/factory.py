@@ -47,29 +47,30 @@ def make_source(data: Data) -> sources.Source:
 def make_schedule(diffusion: Diffusion) -> Schedule:
     """The noise schedule. Raises UsageError for a number of steps out of range."""
     with blame("--diffusion.num_steps"):
-        schedule = _named_schedule(diffusion.schedule, diffusion.num_steps)
+        schedule = _named_schedule(diffusion)
         return schedules.zero_terminal_snr(schedule) if diffusion.zero_terminal_snr else schedule
 
 
-def _named_schedule(name: str, num_steps: int) -> Schedule:
-    match name:
+def _named_schedule(diffusion: Diffusion) -> Schedule:
+    num_steps, betas = diffusion.num_steps, (diffusion.beta_start, diffusion.beta_end)
+    match diffusion.schedule:
         case "linear":
-            return schedules.linear(num_steps)
+            return schedules.linear(num_steps, *betas)
         case "quadratic":
-            return schedules.quadratic(num_steps)
+            return schedules.quadratic(num_steps, *betas)
         case "constant":
-            return schedules.constant(num_steps)
+            return schedules.constant(num_steps, diffusion.beta_end)
         case "warmup10":
-            return schedules.warmup(num_steps, 0.1)
+            return schedules.warmup(num_steps, 0.1, *betas)
         case "warmup50":
-            return schedules.warmup(num_steps, 0.5)
+            return schedules.warmup(num_steps, 0.5, *betas)
         case "jsd":
             return schedules.jsd(num_steps)
         case "cosine":
             return schedules.cosine(num_steps)
         case "sigmoid":
             return schedules.sigmoid(num_steps)
-    raise UsageError(f"--diffusion.schedule: expected a schedule such as linear or cosine, received {name}")
+    raise UsageError(f"--diffusion.schedule: expected a schedule such as linear or cosine, received {diffusion.schedule}")
 
 
 def make_loss(loss: Loss, diffusion: Diffusion, schedule: Schedule) -> LossOf:
@@ -140,6 +141,16 @@ def make_network(config: Config, image_shape: Sequence[int]) -> networks.Network
         num_groups=network.num_groups,
         dropout=network.dropout,
         dtype=jnp.dtype(network.dtype),
+        attention_levels=network.attention_levels,
+        head_dim=network.head_dim,
+        middle=network.middle,
+        norm_eps=network.norm_eps,
+        freq_shift=network.freq_shift,
+        cos_first=network.cos_first,
+        time_scale_shift=network.time_scale_shift,
+        symmetric_padding=network.symmetric_padding,
+        residual_downsampling=network.residual_downsampling,
+        residual_upsampling=network.residual_upsampling,
     )
 
 

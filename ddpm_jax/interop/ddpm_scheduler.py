@@ -114,7 +114,7 @@ def from_process(process: Process) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{field}: expected {' or '.join(values)}, received {getattr(process, field)}")
     config = {
         "num_train_timesteps": process.schedule.num_steps,
-        **_describe(process.schedule),
+        **describe(process.schedule),
         "clip_sample": process.clip,
         "prediction_type": predictions[process.prediction],
         "thresholding": False,
@@ -130,7 +130,7 @@ def from_process(process: Process) -> tuple[str, dict[str, Any]]:
     return "DDIMScheduler", {**config, "set_alpha_to_one": True}
 
 
-def _describe(schedule: Schedule) -> dict[str, Any]:
+def describe(schedule: Schedule) -> dict[str, Any]:
     """The betas, by the name that diffusers has for them, or else one by one."""
     beta = np.asarray(schedule.beta, np.float64)
     num_steps = len(beta)

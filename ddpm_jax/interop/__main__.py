@@ -1,0 +1,173 @@
+"""Models in and out of workdirs.
+
+    python -m ddpm_jax.interop import FOLDER --workdir runs/imported
+    python -m ddpm_jax.interop export FOLDER --workdir runs/digits
+
+`import` makes a workdir of a folder of diffusers: `python sample.py --workdir runs/imported` draws from it, and
+`python train.py --config runs/imported/config.json --data.source folder --data.path ...` trains it further.
+`export` makes a folder for DDPMPipeline.from_pretrained; or a safetensors file with our own names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from ddpm_jax.cli import UsageError, blame, options, parse, run_script
+from ddpm_jax.config import Config, Data, Diffusion, Network, Sample, claim, from_dict, write_config
+
+if TYPE_CHECKING:
+    from ddpm_jax.interop.diffusers import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """What to read, and where to."""
+
+    folder: Positional[str] = ""
+    """A pipeline of diffusers, or a UNet2DModel alone."""
+    workdir: str = "runs/imported"
+    """The workdir to make."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What to write, and from where."""
+
+    folder: Positional[str] = ""
+    """The folder to make; or a file, if it ends in .safetensors."""
+    workdir: str = "runs/digits"
+    """Where the model was trained; its last checkpoint is used."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average, or the parameters as they are."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command that is named first."""
+    match list(argv):
+        case ["import", *rest]:
+            import_model(rest)
+        case ["export", *rest]:
+            export_model(rest)
+        case ["-h" | "--help"]:
+            print(__doc__)
+        case _:
+            raise UsageError(f"command: expected import or export, received {argv[0] if argv else 'nothing'}")
+
+
+def import_model(argv: Sequence[str]) -> None:
+    """Makes a workdir: the config, and a checkpoint of step 0 with a fresh optimizer."""
+    given = parse(Import(), argv, str(__doc__))
+    workdir = pathlib.Path(given.workdir)
+    if not pathlib.Path(given.folder).is_dir() or not given.folder:
+        raise UsageError(f"FOLDER: expected a folder of diffusers, received {given.folder or 'nothing'}")
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UsageError(f"--workdir: expected a new or empty folder, received {workdir}")
+
+    import jax  # here and below, so that --help and mistakes are answered at once
+    import jax.numpy as jnp
+
+    from ddpm_jax import factory
+    from ddpm_jax.checkpoint import Checkpoints
+    from ddpm_jax.interop import diffusers
+    from ddpm_jax.training.state import TrainState, num_params
+
+    with blame("FOLDER"):
+        model = diffusers.load(given.folder)
+    config = config_of(model, given.workdir)
+    assert model.image_size is not None
+    image_shape = [*model.image_size, model.params["params"]["stem"]["kernel"].shape[2]]
+    optimizer = factory.make_optimizer(config.optimizer, config.train.num_steps)
+    average = jax.tree.map(jnp.copy, model.params)
+    state = TrainState(jnp.zeros((), jnp.int32), model.params, optimizer.init(model.params), average)
+    with claim(config), Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
+        checkpoints.save(0, state._asdict(), {"config": dataclasses.asdict(config), "image_shape": image_shape})
+        write_config(workdir, config)
+    print(f"{num_params(model.params):,} parameters, images of {tuple(image_shape)}: {workdir}")
+
+
+def config_of(model: Model, workdir: str) -> Config:
+    """The config of an imported model.
+
+    Raises:
+        UsageError: what a workdir cannot express, by diffusers' name of it.
+    """
+    from ddpm_jax.interop import ddpm_scheduler
+
+    network, betas = model.network, ddpm_scheduler.describe(model.schedule)
+    known = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+    if betas["trained_betas"] is not None or betas["beta_schedule"] not in known:
+        raise UsageError(f"FOLDER: beta_schedule: expected {' or '.join(known)} in a workdir, received others")
+    if model.image_size is None:
+        raise UsageError("FOLDER: sample_size: expected the size of the images, received null")
+    if network.num_classes is not None:
+        raise UsageError(f"FOLDER: num_class_embeds: expected null in a workdir, received {network.num_classes}")
+    if network.out_channels is not None:
+        raise UsageError(f"FOLDER: out_channels: expected in_channels in a workdir, received {network.out_channels}")
+    fields = {name: getattr(network, name) for name in options(Network()) if name != "dtype"}
+    return Config(
+        workdir=workdir,
+        data=Data(source=None),
+        network=Network(**fields),
+        diffusion=Diffusion(
+            schedule=known[betas["beta_schedule"]],  # type: ignore[arg-type]
+            num_steps=model.schedule.num_steps,
+            beta_start=betas["beta_start"],
+            beta_end=betas["beta_end"],
+            prediction=model.prediction,  # type: ignore[arg-type]
+        ),
+        sample=Sample(sampler=model.sampler, variance=model.variance, spacing=model.spacing, clip=model.clip),  # type: ignore[arg-type]
+    )
+
+
+def export_model(argv: Sequence[str]) -> None:
+    """Writes the last checkpoint of a workdir as a folder of diffusers, or as a file."""
+    given = parse(Export(), argv, str(__doc__))
+    folder, checkpoints_folder = pathlib.Path(given.folder), pathlib.Path(given.workdir) / "checkpoints"
+    if not given.folder or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise UsageError(f"FOLDER: expected a new or empty folder, received {given.folder or 'nothing'}")
+    if not checkpoints_folder.is_dir():
+        raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {given.workdir}")
+
+    import jax
+
+    from ddpm_jax import factory, sharding
+    from ddpm_jax.checkpoint import Checkpoints
+    from ddpm_jax.interop import diffusers, weights
+    from ddpm_jax.networks import UNet
+    from ddpm_jax.training.state import init_params
+
+    with blame("--workdir"), Checkpoints(checkpoints_folder) as checkpoints:
+        step = checkpoints.latest
+        if step is None:
+            raise UsageError(f"--workdir: expected a checkpoint in {checkpoints_folder}, there is none yet")
+        run = checkpoints.metadata(step)
+        config, (height, width, channels) = from_dict(run["config"]), run["image_shape"]
+        network = factory.make_network(config.network)
+        if not isinstance(network, UNet):
+            raise UsageError(f"--workdir: expected a UNet, received {type(network).__name__}")
+        init = functools.partial(init_params, jax.random.key(0), network, (height, width, channels))
+        abstract = sharding.abstract(init, sharding.replicated(sharding.make_mesh()))
+        part = "ema" if given.weights == "ema" else "params"
+        params = checkpoints.load(step, {part: abstract})[part]
+    with blame("FOLDER"):
+        if folder.suffix == ".safetensors":
+            weights.save(folder, network, params)
+        else:
+            sample = config.sample
+            diffusers.save(
+                folder, network, params, factory.make_schedule(config.diffusion), config.diffusion.prediction,
+                sample.variance, sample.clip, (height, width), sample.spacing,
+            )  # fmt: skip
+    print(f"{'average of ' if part == 'ema' else ''}step {step} of {given.workdir}: {folder}")
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "ddpm_jax.interop"
+    run_script(main)
