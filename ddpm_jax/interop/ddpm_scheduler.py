@@ -69,17 +69,20 @@ def to_process(name: str, config: dict[str, Any]) -> Process:
     Raises:
         ValueError: betas outside (0, 1), or as many as there are no time steps.
     """
-    betas = config["trained_betas"]
-    if betas is None:
-        betas = _betas(config["beta_schedule"], config["num_train_timesteps"], config["beta_start"], config["beta_end"])
-    elif len(betas) != config["num_train_timesteps"]:
-        expected = config["num_train_timesteps"]
-        raise ValueError(f"scheduler_config.json: trained_betas: expected {expected} numbers, received {len(betas)}")
-    if not np.all((np.asarray(betas) > 0) & (np.asarray(betas) < 1)):
-        field = "beta_start, beta_end" if config["trained_betas"] is None else "trained_betas"
-        raise ValueError(f"scheduler_config.json: {field}: expected in (0, 1), received {np.min(betas)} to {np.max(betas)}")
+    betas, num_steps = config["trained_betas"], config["num_train_timesteps"]
+    if betas is not None and len(betas) != num_steps:
+        raise ValueError(f"scheduler_config.json: trained_betas: expected {num_steps} numbers, received {len(betas)}")
+    try:
+        schedule = (
+            _schedule(config["beta_schedule"], num_steps, config["beta_start"], config["beta_end"])
+            if betas is None
+            else schedules.from_betas(betas)
+        )
+    except ValueError as error:
+        field = "beta_start, beta_end" if betas is None else "trained_betas"
+        raise ValueError(f"scheduler_config.json: {field}: {error}") from error
     return Process(
-        schedules.from_betas(betas),
+        schedule,
         PREDICTIONS[config["prediction_type"]],
         # _log is the same number by way of its logarithm; DDIM at eta = 1 is DDPM with the small variance.
         VARIANCES.get(config.get("variance_type", "fixed_small"), "fixed_small"),
@@ -89,15 +92,15 @@ def to_process(name: str, config: dict[str, Any]) -> Process:
     )
 
 
-def _betas(schedule: str, num_steps: int, start: float, end: float) -> np.ndarray:
-    match schedule:
-        case "linear":
-            return np.linspace(start, end, num_steps)
+def _schedule(name: str, num_steps: int, start: float, end: float) -> Schedule:
+    match name:
+        case "squaredcos_cap_v2":
+            return schedules.cosine(num_steps)
         case "scaled_linear":
-            return np.linspace(start**0.5, end**0.5, num_steps) ** 2
+            return schedules.from_betas(np.linspace(start**0.5, end**0.5, num_steps) ** 2)
         case "sigmoid":
-            return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, num_steps)))
-    return np.asarray(schedules.cosine(num_steps).beta, np.float64)
+            return schedules.from_betas(start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, num_steps))))
+    return schedules.linear(num_steps, start, end)
 
 
 def from_process(process: Process) -> tuple[str, dict[str, Any]]:
@@ -137,7 +140,7 @@ def describe(schedule: Schedule) -> dict[str, Any]:
     start, end = (float(str(np.float32(b))) for b in (beta[0], beta[-1]))  # 1e-4, not its neighbour in float32
     for name in BETA_SCHEDULES:
         ends = (1e-4, 0.02) if name == "squaredcos_cap_v2" else _ends(name, start, end)
-        if np.allclose(beta, _betas(name, num_steps, *ends), rtol=2e-6, atol=0):
+        if np.allclose(beta, _schedule(name, num_steps, *ends).beta, rtol=2e-6, atol=0):
             return {"beta_start": ends[0], "beta_end": ends[1], "beta_schedule": name, "trained_betas": None}
     return {"beta_start": start, "beta_end": end, "beta_schedule": "linear", "trained_betas": beta.tolist()}
 

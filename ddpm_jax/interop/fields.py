@@ -79,7 +79,7 @@ def read(path: pathlib.Path, classes: Mapping[str, Mapping[str, Field]]) -> tupl
     """
     found = read_json(path)
     name = found.pop("_class_name", None)
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise ValueError(f"{path.name}: _class_name: expected {' or '.join(classes)}, received {json.dumps(name)}")
     version = found.pop("_diffusers_version", "0.1.1")
     if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+.*", version):

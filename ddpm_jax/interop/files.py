@@ -8,6 +8,7 @@ import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -15,6 +16,12 @@ import safetensors.numpy
 from ddpm_jax.interop import pickles
 
 Path = str | os.PathLike[str]
+
+DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+"""Those of safetensors that are read; its numpy functions do not know BF16."""
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -74,9 +81,13 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        return safetensors.numpy.load(path.read_bytes())
+        found = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path.name}: expected a safetensors file, cannot read it: {error}") from error
+    for name, tensor in found:
+        if tensor["dtype"] not in DTYPES:
+            raise ValueError(f"{path.name}: {name}: expected one of {', '.join(DTYPES)}, received {tensor['dtype']}")
+    return {name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in found}
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

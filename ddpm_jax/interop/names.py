@@ -219,10 +219,20 @@ def encode(tree: Any, variables: Any) -> dict[str, np.ndarray]:
     Args:
         tree: From `entries`.
         variables: The network's.
+
+    Raises:
+        ValueError: variables of another network.
     """
-    is_entry = lambda leaf: isinstance(leaf, Entry)  # noqa: E731
-    pairs = zip(jax.tree.leaves(tree, is_leaf=is_entry), jax.tree.leaves(variables), strict=True)
-    return {entry.name: _relayout(np.asarray(value, np.float32), entry.ours, entry.theirs) for entry, value in pairs}
+    found = {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(variables)}
+    expected = {
+        jax.tree_util.keystr(path): entry for path, entry in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_entry)
+    }
+    if wrong := sorted(found.keys() ^ expected.keys()):
+        raise ValueError(f"params: expected those of the network, which differ in {', '.join(wrong[:8])}")
+    tensors = {}
+    for path, entry in expected.items():
+        tensors[entry.name] = _relayout(np.asarray(found[path], np.float32), entry.ours, entry.theirs)
+    return tensors
 
 
 def decode(tree: Any, tensors: Mapping[str, np.ndarray], source: str) -> Any:
@@ -239,8 +249,7 @@ def decode(tree: Any, tensors: Mapping[str, np.ndarray], source: str) -> Any:
     Raises:
         ValueError: tensors that are missing, not expected, or not as they should be, by name.
     """
-    is_entry = lambda leaf: isinstance(leaf, Entry)  # noqa: E731
-    expected = {entry.name: entry.shape for entry in jax.tree.leaves(tree, is_leaf=is_entry)}
+    expected = {entry.name: entry.shape for entry in jax.tree.leaves(tree, is_leaf=_is_entry)}
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} is not expected" for name in tensors if name not in expected]
     wrong += [_problem(name, tensors[name], shape) for name, shape in expected.items() if name in tensors]
@@ -252,7 +261,11 @@ def decode(tree: Any, tensors: Mapping[str, np.ndarray], source: str) -> Any:
     def value(entry: Entry) -> jax.Array:
         return jax.numpy.asarray(_relayout(tensors[entry.name].astype(np.float32), entry.theirs, entry.ours))
 
-    return jax.tree.map(value, tree, is_leaf=is_entry)
+    return jax.tree.map(value, tree, is_leaf=_is_entry)
+
+
+def _is_entry(leaf: Any) -> bool:
+    return isinstance(leaf, Entry)
 
 
 def _problem(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> str:

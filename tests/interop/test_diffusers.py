@@ -1,0 +1,369 @@
+"""Folders of diffusers. The fixtures are by diffusers itself; fixtures/make_unet2d.py made the small ones."""
+
+import json
+import pathlib
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ddpm_jax import schedules
+from ddpm_jax.interop import ddpm_scheduler, diffusers, files, names, unet2d, weights
+from ddpm_jax.networks import UNet
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+SMALL = ("plain", "conditional")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SMALL_NETWORK = UNet(channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,), num_groups=4)
+
+
+def params_of(network, shape=(8, 8, 3)):
+    key = jax.random.key(0)
+    return jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), weights.shapes_of(network, shape))
+
+
+def assert_same(model, other):
+    chex.assert_trees_all_equal(model.params, other.params)
+    chex.assert_trees_all_close(model.schedule, other.schedule, rtol=1e-6)
+    assert model.network == other.network
+    assert model[3:] == other[3:]
+
+
+def check_outputs(folder, io, atol):
+    model = diffusers.load(folder)
+    labels = io.get("labels", None)
+    for suffix in ("", "_0", "_1"):
+        if f"sample{suffix}" in io:
+            x, t = io[f"sample{suffix}"].transpose(0, 2, 3, 1), io[f"timestep{suffix}"].astype(np.int32)
+            output = jax.jit(model.network.apply)(model.params, x, t, labels)
+            np.testing.assert_allclose(output.transpose(0, 3, 1, 2), io[f"output{suffix}"], atol=atol)
+
+
+def check_round_trip(folder, out):
+    model = diffusers.load(folder)
+    diffusers.save(out, *model)
+    assert_same(diffusers.load(out), model)
+    assert json.loads((out / "unet" / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+    ours, theirs = files.read(out / "unet" / WEIGHTS), files.read(folder / WEIGHTS)
+    chex.assert_trees_all_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_same_function_as_diffusers_computes(name):
+    check_outputs(FIXTURES / name, dict(np.load(FIXTURES / name / "io.npz")), 1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_out_and_in_again_is_the_same(name, tmp_path):
+    check_round_trip(FIXTURES / name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["unet2d_ddpm_style", "unet2d_training_script_style"])
+def test_larger_models_of_diffusers(name, test_data, tmp_path):
+    folder = test_data / "fixtures" / name
+    check_outputs(folder, dict(np.load(folder / "io.npz")), 1e-5)
+    check_round_trip(folder, tmp_path / "out")
+
+
+def test_the_published_cifar10_model_has_the_papers_number_of_parameters():
+    """Its config.json as published: it lacks the fields of later versions."""
+    config = {
+        "act_fn": "silu", "attention_head_dim": None, "block_out_channels": [128, 256, 256, 256],
+        "center_input_sample": False, "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "in_channels": 3, "layers_per_block": 2,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-06, "norm_num_groups": 32, "out_channels": 3, "sample_size": 32,
+        "time_embedding_type": "positional", "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    }  # fmt: skip
+    defaults = {name: field.default for name, field in unet2d.FIELDS.items()}
+    network, image_size, in_channels = unet2d.to_network({**defaults, **config})
+    papers = UNet(dropout=0.0, attention_resolutions=(), attention_levels=(1,))
+    assert network == papers
+    shapes = weights.shapes_of(network, (*image_size, in_channels))
+    assert jax.tree.structure(shapes) == jax.tree.structure(weights.shapes_of(UNet(), (32, 32, 3)))
+    entries = jax.tree.leaves(names.entries(names.DIFFUSERS, shapes, 4), is_leaf=lambda leaf: isinstance(leaf, names.Entry))
+    assert sum(int(np.prod(entry.shape)) for entry in entries) == 35_746_307
+    assert len({entry.name for entry in entries}) == len(entries) == len(jax.tree.leaves(shapes))
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def write_weights(folder, tensors):
+    (folder / WEIGHTS).write_bytes(safetensors.numpy.save(tensors))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copytree(FIXTURES / "plain", tmp_path / "model")
+    return tmp_path / "model"
+
+
+CORRUPTIONS = {
+    "missing": lambda name, tensor: {},
+    "renamed": lambda name, tensor: {name + "x": tensor},
+    "truncated": lambda name, tensor: {name: tensor[:-1]},
+    "turned": lambda name, tensor: {name: tensor[None]},
+    "integers": lambda name, tensor: {name: tensor.astype(np.int32)},
+    "not finite": lambda name, tensor: {name: np.where(np.arange(tensor.size).reshape(tensor.shape) == 1, np.nan, tensor)},
+}
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+@pytest.mark.parametrize("name", SMALL)
+def test_any_one_corrupt_tensor_is_refused_by_name(name, corruption):
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    network, image_size, in_channels = unet2d.to_network(config)
+    tree = names.entries(names.DIFFUSERS, weights.shapes_of(network, (*image_size, in_channels)), 2)
+    tensors = files.read(FIXTURES / name / WEIGHTS)
+    for damaged in tensors:
+        rest = {other: tensor for other, tensor in tensors.items() if other != damaged}
+        changed = CORRUPTIONS[corruption](damaged, tensors[damaged])
+        with pytest.raises(ValueError, match=rf"{damaged}( is|x is| has)"):
+            names.decode(tree, rest | changed, "file")
+
+
+@pytest.mark.parametrize("corruption", ["missing", "truncated"])
+def test_a_corrupt_tensor_in_a_file_is_refused_too(copy, corruption):
+    tensors = files.read(copy / WEIGHTS)
+    changed = CORRUPTIONS[corruption]("conv_in.weight", tensors.pop("conv_in.weight"))
+    write_weights(copy, tensors | changed)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}.*conv_in.weight"):
+        diffusers.load(copy)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, 10_000, 60_000])
+def test_a_truncated_file_is_refused(copy, length):
+    (copy / WEIGHTS).write_bytes((FIXTURES / "plain" / WEIGHTS).read_bytes()[:length])
+    with pytest.raises(ValueError, match=f"{WEIGHTS}: expected a safetensors file"):
+        diffusers.load(copy)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_any_one_corrupt_field_of_a_config_is_refused_by_name(name, tmp_path):
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    for field in config:
+        rest = {other: value for other, value in config.items() if other != field}
+        for changed in ({field + "x": config[field]}, {field: "corrupt"}, {field: -1}, {field: [None]}, {field: {}}):
+            (tmp_path / "config.json").write_text(json.dumps(rest | changed))
+            with pytest.raises(ValueError, match=f"config.json: {field}"):
+                diffusers.load(tmp_path)
+
+
+def test_any_one_corrupt_field_of_a_scheduler_is_refused_by_name(tmp_path):
+    diffusers.save(tmp_path / "whole", *diffusers.load(FIXTURES / "plain"))
+    path = tmp_path / "whole" / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    assert len(config) == 17
+    for field in config:
+        rest = {other: value for other, value in config.items() if other != field}
+        for changed in ({field + "x": config[field]}, {field: "corrupt"}, {field: -1}, {field: [None]}, {field: {}}):
+            path.write_text(json.dumps(rest | changed))
+            with pytest.raises(ValueError, match=rf"scheduler_config.json: {field}"):
+                diffusers.load(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"act_fn": "gelu"}, "act_fn: expected .*silu.*gelu"),
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name: expected UNet2DModel"),
+        ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types: .*SkipDownBlock2D"),
+        ({"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, "up_block_types: expected attention at the levels"),
+        ({"block_out_channels": [4, 6]}, "block_out_channels: expected multiples"),
+        ({"block_out_channels": [4, 8, 8]}, "down_block_types: expected 3"),
+        ({"time_embedding_dim": 17}, "time_embedding_dim: expected null or 16"),
+        ({"attn_norm_num_groups": 4}, "attn_norm_num_groups"),
+        ({"norm_num_groups": 3}, "norm_num_groups: expected a divisor"),
+        ({"attention_head_dim": 5}, "attention_head_dim: expected a divisor"),
+        ({"sample_size": 9}, "sample_size: expected multiples of 2"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type"),
+        ({"mid_block_scale_factor": 2}, "mid_block_scale_factor"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"from_the_future": 1}, "from_the_future: expected no such field"),
+        ({"freq_shift": 2}, "freq_shift: expected less than 2"),
+    ],
+)
+def test_what_cannot_be_represented_is_refused(copy, changed, said):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(ValueError, match=f"config.json: {said}"):
+        diffusers.load(copy)
+
+
+def test_other_pipelines_and_empty_folders_are_refused(copy, tmp_path):
+    with pytest.raises(OSError, match=r"config\.json"):
+        diffusers.load(tmp_path)
+    (copy / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ValueError, match="_class_name: expected DDPMPipeline or DDIMPipeline"):
+        diffusers.load(copy)
+    (copy / "model_index.json").unlink()
+    (copy / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: expected JSON"):
+        diffusers.load(copy)
+    shutil.copy(FIXTURES / "plain" / "config.json", copy)
+    (copy / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=f"expected {WEIGHTS} or"):
+        diffusers.load(copy)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float64])
+def test_other_precisions_become_float32(copy, dtype):
+    tensors = {name: tensor.astype(dtype) for name, tensor in files.read(copy / WEIGHTS).items()}
+    write_weights(copy, tensors)
+    kernel = diffusers.load(copy).params["params"]["stem"]["kernel"]
+    assert kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(kernel, tensors["conv_in.weight"].astype(np.float32).transpose(2, 3, 1, 0))
+
+
+def test_weights_from_before_attention_was_renamed(copy):
+    """As in the first published models: query, key, value, proj_attn."""
+    model = diffusers.load(copy)
+    tensors = files.read(copy / WEIGHTS)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): tensor for key, tensor in tensors.items()}
+    write_weights(copy, tensors)
+    assert_same(diffusers.load(copy), model)
+
+
+# ----------------------------------------------------------------------------------------------------------- schedulers
+
+
+def write_scheduler(folder, **changed):
+    """The oldest published form, with changes."""
+    config = {
+        "_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear",
+        "beta_start": 0.0001, "clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None,
+        "variance_type": "fixed_large",
+    }  # fmt: skip
+    (folder / "scheduler_config.json").write_text(json.dumps(config | changed))
+
+
+def test_the_papers_process(copy):
+    write_scheduler(copy)
+    model = diffusers.load(copy)
+    chex.assert_trees_all_equal(model.schedule, schedules.linear(1000))
+    assert (model.prediction, model.variance, model.clip, model.spacing) == ("eps", "fixed_large", True, "leading")
+    assert (model.image_size, model.sampler) == ((8, 8), "ddpm")
+
+
+@pytest.mark.parametrize(
+    ("changed", "betas"),
+    [
+        ({"beta_schedule": "squaredcos_cap_v2"}, {0: 4.128422e-5, 999: 0.999}),  # Nichol & Dhariwal 2021
+        ({"beta_schedule": "scaled_linear", "beta_start": 0.01, "beta_end": 0.09, "num_train_timesteps": 3}, {1: 0.04}),
+        ({"beta_schedule": "sigmoid", "num_train_timesteps": 5}, {0: 0.0001 + 0.0199 / (1 + np.exp(6)), 2: 0.01005}),
+        ({"trained_betas": [0.1, 0.3, 0.2], "num_train_timesteps": 3}, {0: 0.1, 1: 0.3, 2: 0.2}),
+        ({"beta_start": 0.001, "beta_end": 0.003, "num_train_timesteps": 3}, {1: 0.002}),
+    ],
+)
+def test_schedules_come_in_and_go_out(copy, tmp_path, changed, betas):
+    write_scheduler(copy, **changed, variance_type="fixed_small_log", prediction_type="v_prediction", clip_sample=False)
+    model = diffusers.load(copy)
+    assert (model.prediction, model.variance, model.clip) == ("v", "fixed_small", False)
+    for t, beta in betas.items():
+        np.testing.assert_allclose(model.schedule.beta[t], beta, rtol=1e-6)
+    diffusers.save(tmp_path / "out", *model)
+    config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert config["beta_schedule"] == changed.get("beta_schedule", "linear")
+    assert (config["trained_betas"] is None) == ("trained_betas" not in changed)
+    for field in ("beta_start", "beta_end"):
+        assert config["trained_betas"] or field not in changed or config[field] == pytest.approx(changed[field], rel=1e-6)
+    assert_same(diffusers.load(tmp_path / "out"), model)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "_class_name: expected DDPMScheduler or DDIMScheduler"),
+        ({"variance_type": "fixed_large_log"}, "variance_type"),
+        ({"variance_type": "learned"}, "variance_type"),
+        ({"thresholding": True}, "thresholding"),
+        ({"clip_sample_range": 2.0}, "clip_sample_range"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"steps_offset": 1}, "steps_offset"),
+        ({"beta_schedule": "laplace"}, "beta_schedule"),
+        ({"beta_start": 0.0}, "beta_start, beta_end"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas: expected 1000"),
+        ({"trained_betas": [0.1, 1.2], "num_train_timesteps": 2}, r"trained_betas: betas: expected values in \(0, 1\)"),
+    ],
+)
+def test_other_processes_are_refused(copy, changed, said):
+    write_scheduler(copy, **changed)
+    with pytest.raises(ValueError, match=f"scheduler_config.json: {said}"):
+        diffusers.load(copy)
+
+
+def test_a_learned_variance_needs_its_channels(copy):
+    write_scheduler(copy, variance_type="learned_range")
+    with pytest.raises(ValueError, match="out_channels: expected 6"):
+        diffusers.load(copy)
+
+
+# ------------------------------------------------------------------------------------------------------------ the way out
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        SMALL_NETWORK,
+        SMALL_NETWORK.clone(attention_resolutions=(), num_heads=4),
+        SMALL_NETWORK.clone(middle="blocks", head_dim=8, symmetric_padding=True),
+        SMALL_NETWORK.clone(middle="none", residual_upsampling=(0, 1), attention_resolutions=()),
+        SMALL_NETWORK.clone(time_scale_shift=True, residual_downsampling=(1,)),
+        SMALL_NETWORK.clone(time_scale_shift=True, middle="attention_without_norm", num_classes=3, out_channels=6),
+    ],
+)
+def test_our_networks_go_out_and_come_in(network, tmp_path):
+    """As networks with attention by level, which compute the same: their parameters have the same places."""
+    params = params_of(network)
+    variance = "fixed_large" if network.out_channels is None else "learned"
+    diffusers.save(tmp_path / "out", network, params, schedules.cosine(10), "x0", variance, False, (8, 8), "trailing", "ddim")
+    model = diffusers.load(tmp_path / "out")
+    chex.assert_trees_all_equal(model.params, params)
+    assert model[3:] == ("x0", "fixed_small", False, (8, 8), "trailing", "ddim")  # DDIMScheduler has no variance
+    chex.assert_trees_all_close(model.schedule, schedules.cosine(10), rtol=1e-6)
+    same = {"attention_resolutions": (), "attention_levels": model.network.attention_levels, "head_dim": None, "num_heads": 1}
+    assert model.network.clone(**same) == network.clone(**same)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"network": SMALL_NETWORK.clone(num_heads=2, attention_resolutions=(4, 8))},
+            "num_heads: expected 1, or heads of one size",
+        ),
+        ({"network": SMALL_NETWORK.clone(middle="attention_without_norm")}, "middle: expected"),
+        ({"network": SMALL_NETWORK.clone(attention_resolutions=(4, 8), residual_downsampling=(0,))}, "residual_downsampling"),
+        ({"prediction": "score"}, "prediction: expected"),
+        ({"variance": "fixed_tiny"}, "variance: expected"),
+        ({"spacing": "quadratic"}, "spacing: expected"),
+        ({"image_size": None}, "image_size: expected"),
+        ({"params": params_of(SMALL_NETWORK.clone(num_blocks=2))}, "params: expected those of the network.*down0_1"),
+        ({"params": jax.tree.map(lambda leaf: leaf * jnp.nan, params_of(SMALL_NETWORK))}, "is not finite"),
+    ],
+)
+def test_what_diffusers_cannot_represent_is_refused_and_nothing_is_written(tmp_path, changed, said):
+    network = changed.get("network", SMALL_NETWORK)
+    arguments = {"network": network, "params": params_of(network), "schedule": schedules.linear(10), "image_size": (8, 8)}
+    with pytest.raises(ValueError, match=said):
+        diffusers.save(tmp_path / "out", **(arguments | changed))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_empty_stays_as_it_is(copy):
+    before = sorted(path.read_bytes() for path in copy.iterdir())
+    with pytest.raises(ValueError, match="folder: expected a new or empty folder"):
+        diffusers.save(copy, *diffusers.load(FIXTURES / "plain"))
+    assert sorted(path.read_bytes() for path in copy.iterdir()) == before
+
+
+def test_betas_are_described_by_the_numbers_that_were_given():
+    described = ddpm_scheduler.describe(schedules.linear(1000))
+    assert described == {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None}
