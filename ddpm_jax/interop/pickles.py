@@ -16,7 +16,7 @@ import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -106,18 +106,26 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         ValueError: the file is damaged, or has anything but tensors.
         OSError: it cannot be read.
     """
+    with path.open("rb") as file:
+        return _read(file, path.name)
+
+
+def _read(file: BinaryIO, name: str) -> dict[str, np.ndarray]:
+    """The file's tensors; whatever reading it raises becomes one ValueError."""
     try:
-        return _read_zip(path) if zipfile.is_zipfile(path) else _read_before_zip(path)
+        is_zip = zipfile.is_zipfile(file)
+        file.seek(0)
+        return _read_zip(file) if is_zip else _read_before_zip(file)
     except ValueError as error:
-        raise ValueError(f"{path.name}: expected a file of tensors by PyTorch: {error}") from error
+        raise ValueError(f"{name}: expected a file of tensors by PyTorch: {error}") from error
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, AttributeError, IndexError, KeyError, TypeError,
-            ImportError, OverflowError, MemoryError, NotImplementedError, RuntimeError) as error:  # fmt: skip
+            ImportError, OSError, OverflowError, MemoryError, NotImplementedError, RuntimeError) as error:  # fmt: skip
         # What a pickle or an archive that was tampered with makes the libraries raise.
-        raise ValueError(f"{path.name}: expected a file of tensors by PyTorch, cannot read it: {error!r}") from error
+        raise ValueError(f"{name}: expected a file of tensors by PyTorch, cannot read it: {error!r}") from error
 
 
-def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
+def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(file) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("its archive is compressed, which PyTorch never does")
@@ -132,21 +140,20 @@ def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
         return _arrays(state, lambda storage: archive.read(f"{folder}data/{storage.key}"))
 
 
-def _read_before_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        if _Unpickler(file).load() != MAGIC:
-            raise ValueError("it does not begin as one")
-        _, system, state, keys = (_Unpickler(file).load() for _ in range(4))
-        if not system["little_endian"]:
-            raise ValueError("its numbers are not little-endian")
-        contents = {}
-        sizes = {tensor.storage.key: tensor.storage for tensor in _tensors(state).values()}
-        for key in keys:
-            size = int.from_bytes(file.read(8), "little")
-            if size != sizes[key].size:
-                raise ValueError(f"storage {key} has {size} numbers, not {sizes[key].size}")
-            contents[key] = file.read(size * sizes[key].dtype.itemsize)
-        return _arrays(state, lambda storage: contents[storage.key])
+def _read_before_zip(file: BinaryIO) -> dict[str, np.ndarray]:
+    if _Unpickler(file).load() != MAGIC:
+        raise ValueError("it does not begin as one")
+    _, system, state, keys = (_Unpickler(file).load() for _ in range(4))
+    if not system["little_endian"]:
+        raise ValueError("its numbers are not little-endian")
+    storages = {tensor.storage.key: tensor.storage for tensor in _tensors(state).values()}
+    contents = {}
+    for key in keys:
+        size = int.from_bytes(file.read(8), "little")
+        if size != storages[key].size:
+            raise ValueError(f"storage {key} has {size} numbers, not {storages[key].size}")
+        contents[key] = file.read(size * storages[key].dtype.itemsize)
+    return _arrays(state, lambda storage: contents[storage.key])
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
