@@ -175,3 +175,12 @@ def test_a_workdir_that_is_a_file_or_holds_a_broken_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"workdir"')
     with pytest.raises(UsageError, match="--workdir"), config.claim(dataclasses.replace(BASE, workdir=str(tmp_path))):
         pass
+
+
+def test_the_config_of_a_workdir_is_a_config_too(tmp_path):
+    config.write_config(tmp_path, read("--config", "cifar10", "--network.head_dim", "32", "--workdir", "here"))
+    again = read("--config", str(tmp_path / "config.json"), "--train.seed", "3")
+    assert (again.workdir, again.network.head_dim, again.network.multipliers, again.train.seed) == ("here", 32, (1, 2, 2, 2), 3)
+    (tmp_path / "config.json").write_text('{"network": {"depth": 3}}')
+    with pytest.raises(UsageError, match="--config: config: expected only fields of this version, received depth"):
+        read("--config", str(tmp_path / "config.json"))

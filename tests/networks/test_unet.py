@@ -1,12 +1,12 @@
-import json
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.networks import UNet, timestep_embedding
+from ddpm_jax.networks import UNet, layers, timestep_embedding
 
 KEY = jax.random.key(0)
 SMALL = UNet(channels=16, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,), num_groups=8)
@@ -15,9 +15,12 @@ SMALL = UNet(channels=16, multipliers=(1, 2), num_blocks=1, attention_resolution
 def variables_of(network, shape, seed=0):
     """Random values for all parameters, also for those that start at zero."""
     shapes = jax.eval_shape(network.init, KEY, jnp.zeros(shape), jnp.zeros((shape[0],), jnp.int32))
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    return random_values(shapes, seed)
+
+
+def random_values(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape, np.float32)), shapes)
 
 
 def count(network, shape):
@@ -120,71 +123,108 @@ def test_time_and_batch_mates():
     assert not np.allclose(whole, SMALL.apply(variables, x, t + 5), atol=1e-3)
 
 
-def read_safetensors(path):
-    raw = path.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    entries = {name: entry for name, entry in json.loads(raw[8 : 8 + size]).items() if name != "__metadata__"}
-    read = lambda entry: np.frombuffer(raw[8 + size :][slice(*entry["data_offsets"])], np.float32)  # noqa: E731
-    return {name: read(entry).reshape(entry["shape"]) for name, entry in entries.items()}
+def outputs(network, shape=(2, 8, 8, 2), variables=None):
+    x, t = jax.random.normal(KEY, shape), jnp.array([3, 700])
+    return network.apply(variables_of(network, shape) if variables is None else variables, x, t)
 
 
-def from_torch_names(tensors, variables, num_blocks):
-    """Our variables with the values of diffusers' UNet2DModel; every tensor is used, every variable set."""
-    parts = {
-        "stem": "conv_in", "head_norm": "conv_norm_out", "head": "conv_out",
-        "time1": "time_embedding.linear_1", "time2": "time_embedding.linear_2",
-        "middle1": "mid_block.resnets.0", "middle2": "mid_block.resnets.1", "middle_attention": "mid_block.attentions.0",
-    }  # fmt: skip
-    leaves = {
-        "norm1": "norm1", "conv1": "conv1", "time": "time_emb_proj", "norm2": "norm2", "conv2": "conv2",
-        "shortcut": "conv_shortcut", "norm": "group_norm",
-        "query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0",
-    }  # fmt: skip
-    levels = 1 + max(int(name[2]) for name in re.findall(r"up\d_\d|downsample\d", " ".join(variables)) if name[2].isdigit())
-
-    def torch_name(path):
-        part, *rest = path
-        if match := re.fullmatch(r"(down|up)(\d)_(\d)(_attention)?", part):
-            way, level, block, attention = match.groups()
-            level = int(level) if way == "down" else levels - 1 - int(level)
-            prefix = f"{way}_blocks.{level}.{'attentions' if attention else 'resnets'}.{block}"
-        elif match := re.fullmatch(r"downsample(\d)", part):
-            prefix = f"down_blocks.{int(match[1]) - 1}.downsamplers.0.conv"
-        elif match := re.fullmatch(r"upsample(\d)", part):
-            prefix = f"up_blocks.{levels - 1 - int(match[1])}.upsamplers.0.conv"
-        else:
-            prefix = parts[part]
-        names = [leaves.get(word, {"kernel": "weight", "scale": "weight", "bias": "bias"}.get(word)) for word in rest]
-        return ".".join([prefix, *names])
-
-    left = dict(tensors)
-
-    def value(path, leaf):
-        tensor = left.pop(torch_name([entry.key for entry in path]))
-        tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
-        assert tensor.shape == leaf.shape
-        return tensor
-
-    filled = jax.tree_util.tree_map_with_path(value, variables)
-    assert not left
-    return filled
+def test_attention_by_level_and_by_resolution():
+    by_level = SMALL.clone(attention_resolutions=(), attention_levels=(1,))
+    np.testing.assert_array_equal(outputs(by_level), outputs(SMALL))
+    larger = variables_of(by_level, (1, 16, 16, 2))
+    assert "down1_0_attention" in larger["params"], "whatever the size"
+    assert "down0_0_attention" in variables_of(by_level.clone(attention_levels=(0, 1)), (1, 8, 8, 2))["params"]
 
 
-def test_the_same_function_as_diffusers_computes(test_data):
-    """Random weights, inputs and outputs of diffusers 0.42.1's UNet2DModel with the options of the published DDPM models."""
-    folder = test_data / "fixtures" / "unet2d_ddpm_style"
-    config = json.loads((folder / "config.json").read_text())
-    channels = config["block_out_channels"]
-    network = UNet(
-        channels=channels[0], multipliers=tuple(c // channels[0] for c in channels), attention_resolutions=(8,),
-        num_blocks=config["layers_per_block"],
-    )  # fmt: skip
-    tensors = read_safetensors(folder / "diffusion_pytorch_model.safetensors")
-    io = np.load(folder / "io.npz")
-    for i in range(sum(name.startswith("sample_") for name in io)):
-        x, t = io[f"sample_{i}"].transpose(0, 2, 3, 1), io[f"timestep_{i}"].astype(np.int32)
-        sized = network.clone(attention_resolutions=(max(x.shape[1:3]) // 2,))
-        shapes = jax.eval_shape(sized.init, KEY, x, t)["params"]
-        params = from_torch_names(tensors, shapes, config["layers_per_block"])
-        output = sized.apply({"params": params}, x, t)
-        np.testing.assert_allclose(output.transpose(0, 3, 1, 2), io[f"output_{i}"], atol=1e-5)
+def test_heads_by_number_and_by_size():
+    variables = variables_of(SMALL, (2, 8, 8, 2))
+    by_size = outputs(SMALL.clone(head_dim=8), variables=variables)
+    np.testing.assert_array_equal(by_size, outputs(SMALL.clone(num_heads=4), variables=variables))
+    assert not np.allclose(by_size, outputs(SMALL, variables=variables))
+    with pytest.raises(ValueError, match="head_dim: expected a divisor of 32 channels, received 12"):
+        outputs(SMALL.clone(head_dim=12))
+
+
+@pytest.mark.parametrize(
+    ("middle", "parts"),
+    [("attention", {"middle1", "middle_attention", "middle2"}), ("blocks", {"middle1", "middle2"}), ("none", set())],
+)
+def test_middles(middle, parts):
+    params = variables_of(SMALL.clone(middle=middle), (1, 8, 8, 2))["params"]
+    assert {name for name in params if name.startswith("middle")} == parts
+    with pytest.raises(ValueError, match=r"middle: expected one of .*received 'attn'"):
+        outputs(SMALL.clone(middle="attn"))
+
+
+def test_a_middle_attention_without_norm():
+    params = variables_of(SMALL.clone(middle="attention_without_norm"), (1, 8, 8, 2))["params"]
+    assert set(params["middle_attention"]) == {"query", "key", "value", "output"}
+    assert "norm" in params["down1_0_attention"]
+
+
+def test_the_order_and_the_frequencies_of_the_embedding():
+    """The highest frequency is 1 whatever the shift; the lowest is 1/10000 at shift 1."""
+    t = jnp.array([5])
+    paper, later = timestep_embedding(t, 8)[0], timestep_embedding(t, 8, freq_shift=0.0, cos_first=True)[0]
+    np.testing.assert_allclose(paper[jnp.array([0, 3, 4, 7])], [np.sin(5), np.sin(5e-4), np.cos(5), np.cos(5e-4)], rtol=1e-4)
+    np.testing.assert_allclose(later[jnp.array([4, 7, 0, 3])], [np.sin(5), np.sin(5e-3), np.cos(5), np.cos(5e-3)], rtol=1e-4)
+
+
+def test_symmetric_padding_sees_the_pixel_before():
+    """A kernel that reads its upper left corner: at 0 of a padded image, at the image's first pixel otherwise."""
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+
+    class Down(nn.Module):
+        symmetric: bool
+
+        @nn.compact
+        def __call__(self, x):
+            return layers.downsample(x, jnp.float32, self.symmetric, "conv")
+
+    corner = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
+    variables = {"params": {"conv": {"kernel": corner, "bias": jnp.zeros(1)}}}
+    np.testing.assert_array_equal(Down(False).apply(variables, x)[0, :, :, 0], [[0, 2], [8, 10]])
+    np.testing.assert_array_equal(Down(True).apply(variables, x)[0, :, :, 0], [[0, 0], [0, 5]])
+
+
+def test_residual_resampling_halves_by_means_and_doubles_by_repeating():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(layers.halve(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_array_equal(layers.halve(layers.double(x)), x)
+    params = variables_of(SMALL.clone(residual_downsampling=(0,)), (1, 8, 8, 2))["params"]
+    assert "conv2" in params["downsample1"] and "kernel" in params["upsample1"]
+    params = variables_of(SMALL.clone(residual_upsampling=(1,)), (1, 8, 8, 2))["params"]
+    assert "kernel" in params["downsample1"] and "conv2" in params["upsample1"]
+
+
+def test_scale_and_shift_by_the_time_change_nothing_where_they_are_zero():
+    """h (1 + 0) + 0 is h, and adding 0 before the norm is nothing either."""
+    shape, shifted = (2, 8, 8, 2), SMALL.clone(time_scale_shift=True)
+    plain, shapes = variables_of(SMALL, shape), variables_of(shifted, shape)
+    assert shapes["params"]["middle1"]["time"]["bias"].size == 2 * plain["params"]["middle1"]["time"]["bias"].size
+
+    def timeless(path, leaf, value):
+        return jnp.zeros_like(leaf) if any(key.key == "time" for key in path) else value
+
+    ours = jax.tree_util.tree_map_with_path(timeless, plain, plain)
+    theirs = jax.tree_util.tree_map_with_path(timeless, shapes, plain)
+    np.testing.assert_allclose(outputs(shifted, variables=theirs), outputs(SMALL, variables=ours), atol=1e-5)
+    assert not np.allclose(outputs(shifted), outputs(SMALL), atol=1e-2)
+
+
+def test_labels_change_the_output_and_must_be_known():
+    network = SMALL.clone(num_classes=3)
+    x, t = jnp.tile(jax.random.normal(KEY, (1, 8, 8, 1)), (4, 1, 1, 1)), jnp.full(4, 3)
+    shapes = jax.eval_shape(network.init, KEY, x, t, t)
+    assert shapes["params"]["label"]["embedding"].shape == (3, 64)
+    variables = random_values(shapes)
+    traced = np.asarray(jax.jit(network.apply)(variables, x, t, jnp.array([0, 2, -1, 3])))
+    assert np.isfinite(traced[:2]).all() and np.isnan(traced[2:]).all()
+    assert np.abs(traced[0] - traced[1]).max() > 1e-3
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=r"labels: expected 0\.\.2"):
+            network.apply(variables, x, t, jnp.array([0, 0, 0, wrong]))
+    with pytest.raises(ValueError, match="labels: expected one of 3 classes"):
+        network.apply(variables, x, t)
+    with pytest.raises(TypeError, match="labels: expected integers"):
+        network.apply(variables, x, t, jnp.zeros(4))

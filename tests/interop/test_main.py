@@ -1,0 +1,166 @@
+"""`python -m ddpm_jax.interop` as its users run it, and what sample.py and train.py make of its workdirs."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import factory, sharding
+from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.cli import UsageError
+from ddpm_jax.config import Data, Network, Train, changes, from_dict, read_config
+from ddpm_jax.interop import __main__ as script
+from ddpm_jax.interop import diffusers, files, weights
+from ddpm_jax.networks import UNet
+from ddpm_jax.training import state
+
+ROOT = pathlib.Path(__file__).parents[2]
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def run(*command, cwd):
+    command = [sys.executable, *map(str, command)]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(cwd)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
+
+
+@pytest.fixture
+def imported(tmp_path):
+    script.main(["import", str(FIXTURES / "plain"), "--workdir", str(tmp_path / "run")])
+    return tmp_path / "run"
+
+
+def test_in_and_out_again_is_the_same(imported, tmp_path, capsys):
+    assert json.loads((imported / "config.json").read_text())["data"]["source"] is None
+    for part in ("ema", "raw"):
+        script.main(["export", str(tmp_path / part), "--workdir", str(imported), "--weights", part])
+        tensors = files.read(tmp_path / part / "unet" / WEIGHTS)
+        chex.assert_trees_all_equal(tensors, files.read(FIXTURES / "plain" / WEIGHTS))
+        config = json.loads((tmp_path / part / "unet" / "config.json").read_text())
+        assert config == json.loads((FIXTURES / "plain" / "config.json").read_text())
+    assert "average of step 0" in capsys.readouterr().out
+
+
+def test_a_file_with_our_own_names(imported, tmp_path):
+    script.main(["export", str(tmp_path / "model.safetensors"), "--workdir", str(imported)])
+    model = diffusers.load(FIXTURES / "plain")
+    read = weights.load(tmp_path / "model.safetensors", model.network, (8, 8, 3))
+    chex.assert_trees_all_equal(read, model.params)
+
+
+def test_a_workdir_says_all_of_the_network_and_the_process(tmp_path):
+    diffusers.save(tmp_path / "model", *diffusers.load(FIXTURES / "plain")._replace(prediction="v", clip=False))
+    model = diffusers.load(tmp_path / "model")
+    config = script.config_of(model, "run")
+    assert factory.make_network(config.network) == model.network
+    chex.assert_trees_all_equal(factory.make_schedule(config.diffusion), model.schedule)
+    assert (config.diffusion.prediction, config.sample.clip, config.sample.variance) == ("v", False, "fixed_small")
+
+
+def test_the_config_of_networks_has_their_options_and_defaults():
+    fields = dataclasses.asdict(Network())
+    expected = {name: getattr(UNet(), name) for name in fields if name != "dtype"}
+    assert {name: value for name, value in fields.items() if name != "dtype"} == expected
+
+
+def test_sampling_takes_the_workdir(imported, tmp_path):
+    sampled = run(ROOT / "sample.py", "--workdir", imported, "--num", 2, "--steps", 2, "--out", "out", cwd=tmp_path)
+    assert sampled.returncode == 0, sampled.stderr
+    assert np.load(tmp_path / "out" / "samples.npz")["image"].shape == (2, 8, 8, 3)
+
+
+def test_training_finds_a_whole_state_of_step_0(imported):
+    """All that train.py asks of a workdir: a config that it accepts, and a checkpoint of the state that it would make."""
+    config = read_config(["--config", str(imported / "config.json"), "--train.batch_size", "2"], ROOT, "digits", "")
+    assert config.workdir == str(imported)
+    network, optimizer = factory.make_network(config.network), factory.make_optimizer(config.optimizer, 10)
+    init = functools.partial(state.init_state, jax.random.key(0), network, optimizer, (8, 8, 3))
+    abstract = sharding.abstract(init, sharding.replicated(sharding.make_mesh()))
+    with Checkpoints(imported / "checkpoints") as checkpoints:
+        assert checkpoints.latest == 0
+        assert checkpoints.metadata(0)["image_shape"] == [8, 8, 3]
+        parts = checkpoints.load(0, abstract._asdict())
+    model = diffusers.load(FIXTURES / "plain")
+    chex.assert_trees_all_equal(parts["params"], model.params)
+    chex.assert_trees_all_equal(parts["ema"], model.params)
+    chex.assert_trees_all_equal(parts["opt_state"], optimizer.init(model.params))
+    assert parts["step"] == 0
+
+
+def test_how_it_is_trained_is_open_until_it_is_what_it_is_never(imported):
+    begun = from_dict(json.loads((imported / "config.json").read_text()))
+    chosen = dataclasses.replace(begun, data=Data("npz", "data.npz"), train=Train(batch_size=2, seed=1))
+    allowed, refused = changes(begun, chosen)
+    assert "data.source: None -> npz" in allowed and "train.seed: 0 -> 1" in allowed and not refused
+    assert changes(chosen, dataclasses.replace(chosen, train=Train(batch_size=2)))[1] == ["train.seed: 1 -> 0"]
+    other = dataclasses.replace(begun, network=dataclasses.replace(begun.network, norm_eps=0.1))
+    assert changes(begun, other)[1] == ["network.norm_eps: 1e-06 -> 0.1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["import", "nowhere"], "FOLDER: expected a folder of diffusers, received nowhere"),
+        (["import"], "FOLDER: expected a folder of diffusers, received nothing"),
+        (["import", str(FIXTURES / "plain"), "--workdir", "full"], "--workdir: expected a new or empty folder"),
+        (["import", str(FIXTURES / "plain"), "--wrokdir", "a"], "--wrokdir: expected an option, perhaps --workdir"),
+        (["import", str(FIXTURES / "conditional")], "FOLDER: num_class_embeds: expected null in a workdir, received 5"),
+        (["import", "full"], r"FOLDER: .*config\.json"),
+        (["export", "full", "--workdir", "full"], "FOLDER: expected a new or empty folder"),
+        (["export", "new", "--workdir", "full"], "--workdir: expected a folder that train.py has saved checkpoints in"),
+        (["exprt"], "command: expected import or export, received exprt"),
+        ([], "command: expected import or export, received nothing"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=said) as caught:
+        script.main(arguments)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "notes.txt"]
+
+
+def test_a_damaged_model_is_named_with_exit_code_2_and_writes_nothing(tmp_path):
+    shutil.copytree(FIXTURES / "plain", tmp_path / "model")
+    tensors = files.read(tmp_path / "model" / WEIGHTS)
+    tensors["conv_in.wieght"] = tensors.pop("conv_in.weight")
+    files.write(tmp_path / "model" / WEIGHTS, tensors)
+    before = sorted(tmp_path.rglob("*"))
+    result = run("-m", "ddpm_jax.interop", "import", "model", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"ddpm_jax.interop: error: FOLDER: {WEIGHTS}: expected the tensors of the network: ")
+    assert "conv_in.weight is missing; conv_in.wieght is not expected" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"trained_betas": [0.1, 0.3, 0.2], "num_train_timesteps": 3}, "beta_schedule"),
+        ({"sample_size": None}, "sample_size"),
+        ({"out_channels": 6}, "out_channels"),
+    ],
+)
+def test_what_a_workdir_cannot_express_is_refused(changed, said):
+    model = diffusers.load(FIXTURES / "plain")
+    if "trained_betas" in changed:
+        schedule = jax.tree.map(lambda table: table[:3], model.schedule)
+        model = model._replace(schedule=schedule._replace(beta=np.array([0.1, 0.3, 0.2])))
+    if "sample_size" in changed:
+        model = model._replace(image_size=None)
+    if "out_channels" in changed:
+        model = model._replace(network=model.network.clone(out_channels=6))
+    with pytest.raises(UsageError, match=f"FOLDER: {said}: expected"):
+        script.config_of(model, "run")
