@@ -5,7 +5,8 @@
 
 Random UNet2DModels over a grid of options, every parameter drawn at random, at two image sizes: `import` is the largest
 difference between diffusers' output and ours of what it saved, `export` that between diffusers' output and its output of what
-we saved of that. `cifar10` is the number of parameters of the published CIFAR-10 model's config, imported.
+we saved of that. The older .bin is read as well, and must give the same. `cifar10` is the number of parameters of the
+published CIFAR-10 model's config, imported.
 
 With a workdir: its average is exported, and sampled by diffusers' pipelines and here from the same noise. The figures are the
 largest difference in grey levels of 0 to 255. DDIM keeps the network's noise where x0 was clipped (diffusers' default), or
@@ -89,7 +90,9 @@ def parity(options: dict[str, Any], seed: int, folder: pathlib.Path) -> tuple[fl
     """The largest differences on the way in and on the way out."""
     theirs = random_model(options, seed)
     theirs.save_pretrained(folder / "theirs")
+    theirs.save_pretrained(folder / "pickled", safe_serialization=False)
     ours = interop.diffusers.load(folder / "theirs")
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours.params, interop.diffusers.load(folder / "pickled").params))
     interop.diffusers.save(folder / "ours", *ours)
     again = diffusers.UNet2DModel.from_pretrained(folder / "ours", subfolder="unet").eval()
     rng, imported, exported = np.random.default_rng(seed), 0.0, 0.0

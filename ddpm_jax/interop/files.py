@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 
@@ -73,10 +74,14 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a name to write a file or folder under, which takes its real one when all is written."""
+    """Gives a name to write a file or folder under, which takes its real one when all is written, or else is removed."""
     partial = path.with_name(path.name + ".partial")
-    yield partial
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        raise
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -6,6 +6,6 @@ from ddpm_jax.networks.layers import timestep_embedding
 from ddpm_jax.networks.unet import UNet
 
 Network = flax.linen.Module
-"""Called as network(x_t [B, ...], t [B], *, train=False) -> [B, ...], by `init` and `apply`."""
+"""Called as network(x_t [B, ...], t [B], labels=None, *, train=False) -> [B, ...], by `init` and `apply`."""
 
 __all__ = ["Network", "UNet", "timestep_embedding"]

@@ -357,6 +357,17 @@ def test_what_diffusers_cannot_represent_is_refused_and_nothing_is_written(tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_what_could_not_be_written_whole_is_not_there(tmp_path, monkeypatch):
+    def full(path, arrays):
+        path.write_text("half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(OSError, match="full"):
+        diffusers.save(tmp_path / "out", *diffusers.load(FIXTURES / "plain"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_is_not_empty_stays_as_it_is(copy):
     before = sorted(path.read_bytes() for path in copy.iterdir())
     with pytest.raises(ValueError, match="folder: expected a new or empty folder"):
