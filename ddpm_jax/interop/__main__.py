@@ -70,7 +70,7 @@ def import_model(argv: Sequence[str]) -> None:
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UsageError(f"--workdir: expected a new or empty folder, received {workdir}")
 
-    import jax  # here and below, so that --help and mistakes are answered at once
+    import jax  # here and below: the libraries of checkpoints and data take seconds to load
     import jax.numpy as jnp
 
     from ddpm_jax import factory
