@@ -24,7 +24,7 @@ class Options:
     split: str = "test"
     """digits, tfds: which images."""
     path: str | None = None
-    """npz, folder: the images; those of training by default."""
+    """npz, folder: the images, a file or a folder; those of training by default."""
     num: int | None = None
     """How many images, from the first on; all by default."""
     batch_size: int = 64
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     # The model and the images.
     with blame("--workdir"):
         model = trained.load(options.workdir)
-    data = held_out(model.config.data, options)
+    data = held_out(model.config.data, options, model.image_shape)
     source = factory.make_source(data)
     with blame("--path"):
         if source[0]["image"].shape != model.image_shape:
@@ -97,8 +97,13 @@ def main(argv: Sequence[str]) -> None:
     report(options.metric, folder, settings, bits, means)
 
 
-def held_out(data: Data, options: Options) -> Data:
+def held_out(data: Data, options: Options, image_shape: Sequence[int]) -> Data:
     """Where the images to measure come from."""
+    if data.source is None:  # weights from elsewhere
+        if options.path is None:
+            raise UsageError("--path: expected the images to measure, an .npz file or a folder, received nothing")
+        source: Literal["npz", "folder"] = "folder" if pathlib.Path(options.path).is_dir() else "npz"
+        data = dataclasses.replace(data, source=source, image_size=image_shape[0])
     if options.path is not None and data.source not in ("npz", "folder"):
         raise UsageError(f"--path: expected with a run on npz or folder data, this one is on {data.source}")
     if options.path is None and data.source in ("npz", "folder"):

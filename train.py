@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Sequence
 
 from ddpm_jax.cli import UsageError, blame, run_script
-from ddpm_jax.config import check, claim, from_dict, read_config, refuse_changes, write_config
+from ddpm_jax.config import check, from_dict, read_config
+from ddpm_jax.workdir import claim, refuse_changes, write_config
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 

@@ -12,7 +12,7 @@ The paper's x_t is x_{t-1} here, where times count from 0. All of these are in b
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from ddpm_jax import diffusion, keys
 from ddpm_jax.denoiser import Denoise, Denoised, p_reverse
 from ddpm_jax.diffusion import Gaussian, expand
-from ddpm_jax.schedules import Level, Schedule
+from ddpm_jax.schedules import HasLevels, Level, Schedule
 
 DECODERS = ("exact", "tanh")
 
@@ -207,13 +207,6 @@ def rate_distortion(prior: ArrayLike, terms: ArrayLike, mse: ArrayLike) -> tuple
     terms = np.asarray(terms, np.float64)
     received = np.cumsum(terms[::-1])[::-1] - terms  # of the steps after t: step t itself sends x_{t-1}
     return np.asarray(prior, np.float64) + received, 127.5 * np.sqrt(np.asarray(mse, np.float64))
-
-
-class HasLevels(Protocol):
-    """A Schedule or a ContinuousSchedule."""
-
-    def level_at(self, log_snr: ArrayLike) -> Level:
-        """The level of a log_snr."""
 
 
 def ode_log_likelihood(

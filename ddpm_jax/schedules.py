@@ -8,7 +8,7 @@ noise scale; the per-step quantity that Ho et al. call alpha_t is `1 - beta` her
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,13 @@ class Level(NamedTuple):
     t: Array
     alpha: Array
     sigma: Array
+
+
+class HasLevels(Protocol):
+    """A schedule, in discrete or continuous time, that knows its levels by their signal-to-noise ratio."""
+
+    def level_at(self, log_snr: ArrayLike) -> Level:
+        """The Level where log(alpha^2 / sigma^2) is log_snr."""
 
 
 class Schedule(NamedTuple):

@@ -1,12 +1,10 @@
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
-from ddpm_jax import config
+from ddpm_jax import config, workdir
 from ddpm_jax.cli import UsageError
 from ddpm_jax.config import Config, Network, Train
 
@@ -138,47 +136,8 @@ def test_a_config_of_another_version_is_refused():
         config.from_dict([])
 
 
-def test_a_workdir_belongs_to_its_config(tmp_path, capsys):
-    mine = dataclasses.replace(BASE, workdir=str(tmp_path / "run"))
-    with config.claim(mine) as workdir:
-        config.write_config(workdir, mine)
-    longer = dataclasses.replace(mine, train=dataclasses.replace(mine.train, num_steps=9))
-    with config.claim(longer):
-        assert "train.num_steps: 800000 -> 9" in capsys.readouterr().out
-    other = dataclasses.replace(mine, network=dataclasses.replace(mine.network, channels=64))
-    before = (tmp_path / "run" / "config.json").read_bytes()
-    with pytest.raises(UsageError, match=r"--workdir.*network\.channels: 128 -> 64"), config.claim(other):
-        pass
-    assert (tmp_path / "run" / "config.json").read_bytes() == before
-
-
-def test_a_workdir_is_locked_while_a_run_is_alive_and_free_after_it_was_killed(tmp_path):
-    mine = dataclasses.replace(BASE, workdir=str(tmp_path))
-    code = (
-        "import sys, time; from ddpm_jax.config import *\n"
-        f"with claim(Config(workdir={str(tmp_path)!r})): print('claimed', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "claimed\n"
-        with pytest.raises(UsageError, match=r"--workdir.*in use"), config.claim(mine):
-            pass
-        other.kill()
-    with config.claim(mine):
-        pass
-
-
-def test_a_workdir_that_is_a_file_or_holds_a_broken_config_is_refused(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("")
-    with pytest.raises(UsageError, match="--workdir"), config.claim(dataclasses.replace(BASE, workdir=str(file))):
-        pass
-    (tmp_path / "config.json").write_text('{"workdir"')
-    with pytest.raises(UsageError, match="--workdir"), config.claim(dataclasses.replace(BASE, workdir=str(tmp_path))):
-        pass
-
-
 def test_the_config_of_a_workdir_is_a_config_too(tmp_path):
-    config.write_config(tmp_path, read("--config", "cifar10", "--network.head_dim", "32", "--workdir", "here"))
+    workdir.write_config(tmp_path, read("--config", "cifar10", "--network.head_dim", "32", "--workdir", "here"))
     again = read("--config", str(tmp_path / "config.json"), "--train.seed", "3")
     assert (again.workdir, again.network.head_dim, again.network.multipliers, again.train.seed) == ("here", 32, (1, 2, 2, 2), 3)
     (tmp_path / "config.json").write_text('{"network": {"depth": 3}}')

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from ddpm_jax.cli import UsageError, blame, options, parse, run_script
-from ddpm_jax.config import Config, Data, Diffusion, Network, Sample, claim, from_dict, write_config
+from ddpm_jax.config import Config, Data, Diffusion, Network, Sample
+from ddpm_jax.workdir import claim, write_config
 
 if TYPE_CHECKING:
     from ddpm_jax.interop.diffusers import Model
@@ -87,7 +87,7 @@ def import_model(argv: Sequence[str]) -> None:
     average = jax.tree.map(jnp.copy, model.params)
     state = TrainState(jnp.zeros((), jnp.int32), model.params, optimizer.init(model.params), average)
     with claim(config), Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
-        checkpoints.save(0, state._asdict(), {"config": dataclasses.asdict(config), "image_shape": image_shape})
+        checkpoints.save(0, state.parts(), {"config": dataclasses.asdict(config), "image_shape": image_shape})
         write_config(workdir, config)
     print(f"{num_params(model.params):,} parameters, images of {tuple(image_shape)}: {workdir}")
 
@@ -108,7 +108,7 @@ def config_of(model: Model, workdir: str) -> Config:
         raise UsageError("FOLDER: sample_size: expected the size of the images, received null")
     if network.num_classes is not None:
         raise UsageError(f"FOLDER: num_class_embeds: expected null in a workdir, received {network.num_classes}")
-    if network.out_channels is not None:
+    if network.out_channels is not None and model.variance != "learned":
         raise UsageError(f"FOLDER: out_channels: expected in_channels in a workdir, received {network.out_channels}")
     fields = {name: getattr(network, name) for name in options(Network()) if name != "dtype"}
     return Config(
@@ -121,51 +121,39 @@ def config_of(model: Model, workdir: str) -> Config:
             beta_start=betas["beta_start"],
             beta_end=betas["beta_end"],
             prediction=model.prediction,  # type: ignore[arg-type]
+            variance=model.variance,  # type: ignore[arg-type]
         ),
-        sample=Sample(sampler=model.sampler, variance=model.variance, spacing=model.spacing, clip=model.clip),  # type: ignore[arg-type]
+        sample=Sample(sampler=model.sampler, spacing=model.spacing, clip=model.clip),  # type: ignore[arg-type]
     )
 
 
 def export_model(argv: Sequence[str]) -> None:
     """Writes the last checkpoint of a workdir as a folder of diffusers, or as a file."""
     given = parse(Export(), argv, str(__doc__))
-    folder, checkpoints_folder = pathlib.Path(given.folder), pathlib.Path(given.workdir) / "checkpoints"
+    folder = pathlib.Path(given.folder)
     if not given.folder or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise UsageError(f"FOLDER: expected a new or empty folder, received {given.folder or 'nothing'}")
-    if not checkpoints_folder.is_dir():
+    if not (pathlib.Path(given.workdir) / "checkpoints").is_dir():
         raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {given.workdir}")
 
-    import jax
-
-    from ddpm_jax import factory, sharding
-    from ddpm_jax.checkpoint import Checkpoints
     from ddpm_jax.interop import diffusers, weights
     from ddpm_jax.networks import UNet
-    from ddpm_jax.training.state import init_params
+    from ddpm_jax.training import trained
 
-    with blame("--workdir"), Checkpoints(checkpoints_folder) as checkpoints:
-        step = checkpoints.latest
-        if step is None:
-            raise UsageError(f"--workdir: expected a checkpoint in {checkpoints_folder}, there is none yet")
-        run = checkpoints.metadata(step)
-        config, (height, width, channels) = from_dict(run["config"]), run["image_shape"]
-        network = factory.make_network(config.network)
-        if not isinstance(network, UNet):
-            raise UsageError(f"--workdir: expected a UNet, received {type(network).__name__}")
-        init = functools.partial(init_params, jax.random.key(0), network, (height, width, channels))
-        abstract = sharding.abstract(init, sharding.replicated(sharding.make_mesh()))
-        part = "ema" if given.weights == "ema" else "params"
-        params = checkpoints.load(step, {part: abstract})[part]
+    with blame("--workdir"):
+        model = trained.load(given.workdir, given.weights)
+    if not isinstance(model.network, UNet):
+        raise UsageError(f"--workdir: expected a UNet, received {type(model.network).__name__}")
     with blame("FOLDER"):
         if folder.suffix == ".safetensors":
-            weights.save(folder, network, params)
+            weights.save(folder, model.network, model.params)
         else:
-            sample = config.sample
+            diffusion, sample = model.config.diffusion, model.config.sample
             diffusers.save(
-                folder, network, params, factory.make_schedule(config.diffusion), config.diffusion.prediction,
-                sample.variance, sample.clip, (height, width), sample.spacing,
+                folder, model.network, model.params, model.schedule, diffusion.prediction,
+                sample.variance or diffusion.variance, sample.clip, model.image_shape[:2], sample.spacing,
             )  # fmt: skip
-    print(f"{'average of ' if part == 'ema' else ''}step {step} of {given.workdir}: {folder}")
+    print(f"{'average of ' if given.weights == 'ema' else ''}step {model.step} of {given.workdir}: {folder}")
 
 
 if __name__ == "__main__":

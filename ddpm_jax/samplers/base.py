@@ -7,7 +7,7 @@ beforehand, in float64 where the levels are concrete, special ends included; `sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,6 @@ from jax.typing import ArrayLike
 from ddpm_jax import keys
 from ddpm_jax.denoiser import Denoise, Denoised
 from ddpm_jax.schedules import Array, Level
-
-
-class HasLevels(Protocol):
-    """A schedule, in discrete or continuous time, that knows its levels by their signal-to-noise ratio."""
-
-    def level_at(self, log_snr: ArrayLike) -> Level:
-        """The Level where log(alpha^2 / sigma^2) is log_snr."""
 
 
 class Sampler(NamedTuple):

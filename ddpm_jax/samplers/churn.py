@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.samplers import base, linear
-from ddpm_jax.schedules import Array, Level
+from ddpm_jax.schedules import Array, HasLevels, Level
 
 MAX_GAIN = 2**0.5 - 1
 
@@ -28,7 +28,7 @@ class Churn(NamedTuple):
     noise: float = 1.0
 
 
-def checked(churn: Churn, schedule: base.HasLevels | None) -> Churn:
+def checked(churn: Churn, schedule: HasLevels | None) -> Churn:
     """Returns churn, or raises ValueError: a negative amount, an empty range, or an amount without a schedule."""
     if not 0 <= churn.amount < np.inf:
         raise ValueError(f"churn: expected a finite amount of at least 0, received {churn.amount}")
@@ -39,7 +39,7 @@ def checked(churn: Churn, schedule: base.HasLevels | None) -> Churn:
     return churn
 
 
-def churned(levels: Level, churn: Churn, schedule: base.HasLevels | None) -> tuple[Level, Array, Array]:
+def churned(levels: Level, churn: Churn, schedule: HasLevels | None) -> tuple[Level, Array, Array]:
     """Where each step goes first: x <- x_scale x + std * noise, at a noisier level.
 
     Args:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.samplers import base, linear
 from ddpm_jax.samplers.dpm_solver import VARIANTS, psi
-from ddpm_jax.schedules import Array, Level
+from ddpm_jax.schedules import Array, HasLevels, Level
 
 
 class Coefficients(NamedTuple):
@@ -25,7 +25,7 @@ class Coefficients(NamedTuple):
     change: Array
 
 
-def dpm_solver_pp_2s(schedule: base.HasLevels, variant: str = "midpoint", ratio: float = 0.5) -> base.Sampler:
+def dpm_solver_pp_2s(schedule: HasLevels, variant: str = "midpoint", ratio: float = 0.5) -> base.Sampler:
     """Order 2 without a history: x0 is looked at once more at lambda_u = lambda_t + ratio h.
 
         x_u = (sigma_u / sigma_t) x_t + alpha_u psi1(ratio h) x0_t

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.samplers import base
 from ddpm_jax.samplers.churn import Churn, checked, churned
-from ddpm_jax.schedules import Array, Level
+from ddpm_jax.schedules import Array, HasLevels, Level
 
 
 class Coefficients(NamedTuple):
@@ -23,7 +23,7 @@ class Coefficients(NamedTuple):
     eps_scale: Array
 
 
-def euler(schedule: base.HasLevels | None = None, churn: Churn = Churn()) -> base.Sampler:  # noqa: B008
+def euler(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Sampler:  # noqa: B008
     """Algorithm 2 of the paper without its lines 6 to 8, in x / alpha and rho = sigma / alpha.
 
         x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps,    that is    x_s = alpha_s x0 + sigma_s eps

@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax.samplers.base import HasLevels
-from ddpm_jax.schedules import Level, Schedule
+from ddpm_jax.schedules import HasLevels, Level, Schedule
 
 SPACINGS = ("leading", "linspace", "trailing", "quadratic")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.samplers import base, linear
 from ddpm_jax.samplers.churn import Churn, checked, churned
-from ddpm_jax.schedules import Array, Level
+from ddpm_jax.schedules import Array, HasLevels, Level
 
 
 class Coefficients(NamedTuple):
@@ -25,7 +25,7 @@ class Coefficients(NamedTuple):
     change: Array
 
 
-def heun(schedule: base.HasLevels | None = None, churn: Churn = Churn()) -> base.Sampler:  # noqa: B008
+def heun(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Sampler:  # noqa: B008
     """Algorithm 2 of the paper: Euler's step, then the mean of the slopes at its two ends.
 
         x_s = alpha_s x0 + sigma_s eps_t + alpha_s (rho_s - rho_t) (eps_s - eps_t) / 2,    rho = sigma / alpha

@@ -26,7 +26,7 @@ class Trained(NamedTuple):
         image_shape: (H, W, C).
         network: The network.
         schedule: The noise schedule.
-        params: The moving average of the parameters, on every device of the mesh.
+        params: The parameters, on every device of the mesh.
         mesh: All devices.
     """
 
@@ -39,11 +39,12 @@ class Trained(NamedTuple):
     mesh: Mesh
 
 
-def load(workdir: str | os.PathLike[str]) -> Trained:
+def load(workdir: str | os.PathLike[str], weights: str = "ema") -> Trained:
     """Loads the newest checkpoint.
 
     Args:
         workdir: Where the model was trained, or is being trained.
+        weights: "ema", the moving average, or "raw", the parameters as they are.
 
     Raises:
         ValueError: there is no checkpoint, or it cannot be read.
@@ -61,5 +62,6 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
         mesh = sharding.make_mesh()
         init = functools.partial(init_params, jax.random.key(0), network, image_shape)
         abstract = sharding.abstract(init, sharding.replicated(mesh))
-        params = checkpoints.load(step, {"ema": abstract})["ema"]
+        part = "params" if weights == "raw" else "ema"
+        params = checkpoints.load(step, {part: abstract})[part]
     return Trained(config, step, image_shape, network, factory.make_schedule(config.diffusion), params, mesh)

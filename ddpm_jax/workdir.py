@@ -1,0 +1,69 @@
+"""The folder of a run: the config that it was begun with, and a lock while it is alive."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import pathlib
+from collections.abc import Iterator
+
+from ddpm_jax.cli import UsageError, blame
+from ddpm_jax.config import Config, changes, from_dict
+
+
+def write_config(workdir: pathlib.Path, config: Config) -> None:
+    """Writes config.json, at once or not at all."""
+    partial = workdir / "config.tmp"
+    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    partial.replace(workdir / "config.json")
+
+
+def refuse_changes(begun_with: Config, config: Config) -> list[str]:
+    """Compares the config that a run was begun with and that to go on with.
+
+    Returns:
+        The differences that are allowed.
+
+    Raises:
+        UsageError: others.
+    """
+    allowed, refused = changes(begun_with, config)
+    if refused:
+        raise UsageError(f"--workdir: expected the config that the run was begun with, received {'; '.join(refused)}")
+    return allowed
+
+
+def _compare_with_written(workdir: pathlib.Path, config: Config) -> list[str]:
+    written = workdir / "config.json"
+    with blame("--workdir"):
+        return refuse_changes(from_dict(json.loads(written.read_text())), config) if written.exists() else []
+
+
+@contextlib.contextmanager
+def claim(config: Config) -> Iterator[pathlib.Path]:
+    """Makes a workdir this run's own while the context lasts.
+
+    Args:
+        config: The run's. Where the workdir holds a run already, it must be the same but for MAY_CHANGE.
+
+    Yields:
+        The workdir.
+
+    Raises:
+        UsageError: the workdir belongs to another config or to a run that is alive, or cannot be written.
+    """
+    workdir = pathlib.Path(config.workdir)
+    _compare_with_written(workdir, config)
+    with blame("--workdir"):
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends, however
+        except OSError:
+            raise UsageError(f"--workdir: expected a workdir of no other run, {workdir} is in use") from None
+        for change in _compare_with_written(workdir, config):  # again, now that nobody else can write it
+            print(f"changed since the last start: {change}")
+        yield workdir
