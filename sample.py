@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ddpm_jax.cli import UsageError, blame, parse, run_script
-from ddpm_jax.config import Config, check_seed
+from ddpm_jax.config import Config, Method, Spacing, check_seed
 
 if TYPE_CHECKING:
     from ddpm_jax.training.trained import Trained
@@ -28,7 +28,7 @@ class Options:
     """Image i depends on (seed, i) alone, not on --num or --batch-size."""
     batch_size: int = 64
     """Images drawn at once."""
-    sampler: Literal["ddpm", "ddim"] | None = None
+    sampler: Method | None = None
     """As the run's config says, by default; so for all below."""
     steps: int | None = None
     """How many noise levels to visit."""
@@ -36,7 +36,9 @@ class Options:
     """ddim: the share of noise that is drawn anew, 0 to 1."""
     variance: Literal["fixed_small", "fixed_large", "learned"] | None = None
     """ddpm: the variance of its steps."""
-    spacing: Literal["leading", "linspace", "trailing", "quadratic"] | None = None
+    order: int | None = None
+    """dpm_solver_pp, dpm_solver_pp_sde, unipc, deis: the order."""
+    spacing: Spacing | None = None
     """Which noise levels are visited."""
     film: int | None = None
     """Instead, film.png and film.gif: what up to 16 images are believed to be, at this many moments of the way."""
@@ -106,7 +108,8 @@ def experiment(options: Options, config: Config, model: Trained, out: pathlib.Pa
 
     (name,) = (name for name in EXPERIMENTS if getattr(options, name) is not None)
     value, key = getattr(options, name), jax.random.key(options.seed)
-    sampler, levels = factory.make_sampler(config.sample, config.diffusion), factory.make_levels(config.sample, model.schedule)
+    sampler = factory.make_sampler(config.sample, config.diffusion, model.schedule)
+    levels = factory.make_levels(config.sample, config.diffusion, model.schedule)
     denoise = factory.bind_denoise(config, model.network, model.schedule, model.params, config.sample.clip)
 
     def data(num: int) -> jax.Array:
@@ -152,12 +155,13 @@ def experiment(options: Options, config: Config, model: Trained, out: pathlib.Pa
 
 def with_options(config: Config, options: Options) -> Config:
     """The run's config, with the sampling that was asked for."""
-    given = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "variance", "spacing")}
+    given = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "variance", "order", "spacing")}
     given = {name: value for name, value in given.items() if value is not None}
     sampler = given.get("sampler", config.sample.sampler)
-    for option, method in (("eta", "ddim"), ("variance", "ddpm")):
-        if option in given and sampler != method:
-            raise UsageError(f"--{option}: expected with --sampler {method}, received with {sampler}")
+    of_order = ("dpm_solver_pp", "dpm_solver_pp_sde", "unipc", "deis")
+    for option, methods in {"eta": ("ddim",), "variance": ("ddpm",), "order": of_order}.items():
+        if option in given and sampler not in methods:
+            raise UsageError(f"--{option}: expected with --sampler {' or '.join(methods)}, received with {sampler}")
     return dataclasses.replace(config, sample=dataclasses.replace(config.sample, **given))
 
 

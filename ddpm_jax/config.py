@@ -18,6 +18,12 @@ from ddpm_jax.cli import UsageError, blame, options, parse
 
 T = TypeVar("T")
 
+Method = Literal[
+    "ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpm_solver_pp", "dpm_solver_pp_sde", "dpm_solver_pp_2s", "unipc",
+    "deis", "pndm",
+]  # fmt: skip
+Spacing = Literal["leading", "linspace", "trailing", "quadratic", "log_snr", "karras", "exponential"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -163,16 +169,18 @@ class Train:
 class Sample:
     """How samples are drawn, in training and by sample.py."""
 
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
-    """ddpm: ancestral. ddim: deterministic at --sample.eta 0."""
+    sampler: Method = "ddpm"
+    """ddpm: ancestral. ddim: deterministic at --sample.eta 0. The others: docs/samplers.md."""
     variance: Literal["fixed_small", "fixed_large", "learned"] | None = None
     """ddpm: the variance of its steps; the model's own by default."""
     eta: float = 0.0
     """ddim: the share of noise that is drawn anew, 0 to 1."""
+    order: int = 2
+    """dpm_solver_pp, dpm_solver_pp_sde, unipc, deis: the order."""
     steps: int | None = None
     """Steps; all of the schedule's by default."""
-    spacing: Literal["leading", "linspace", "trailing", "quadratic"] = "leading"
-    """Which noise levels are visited."""
+    spacing: Spacing = "leading"
+    """Which noise levels are visited. log_snr, karras, exponential: at fractional times."""
     clip: bool = True
     """Clip the estimated image to [-1, 1] at every step."""
     num: int = 64

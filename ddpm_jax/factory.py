@@ -169,8 +169,8 @@ def make_optimizer(optimizer: Optimizer, num_steps: int) -> optax.GradientTransf
     return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), optax.adam(schedule))
 
 
-def make_sampler(sample: Sample, diffusion: Diffusion) -> Sampler:
-    """The sampling method. Raises UsageError for an eta out of range, or a variance that the model has not learned."""
+def make_sampler(sample: Sample, diffusion: Diffusion, schedule: Schedule) -> Sampler:
+    """The sampling method. Raises UsageError for an eta or order out of range, or a variance that is not learned."""
     match sample.sampler:
         case "ddpm":
             if sample.variance == "learned" and not diffusion.variance.startswith("learned"):
@@ -179,13 +179,45 @@ def make_sampler(sample: Sample, diffusion: Diffusion) -> Sampler:
         case "ddim":
             with blame("--sample.eta"):
                 return samplers.ddim(sample.eta)
-    raise UsageError(f"--sample.sampler: expected ddpm or ddim, received {sample.sampler}")
+        case "euler":
+            return samplers.euler()
+        case "euler_ancestral":
+            return samplers.euler_ancestral()
+        case "heun":
+            return samplers.heun()
+        case "pndm":
+            return samplers.pndm()
+        case "dpm_solver_pp_2s":
+            return samplers.dpm_solver_pp_2s(schedule)
+    few = sample.steps is not None and sample.steps < 15  # where the last steps are steadier at lower orders
+    with blame("--sample.order"):
+        match sample.sampler:
+            case "dpm_solver_pp":
+                return samplers.dpm_solver_pp(sample.order, lower_order_final=few)
+            case "dpm_solver_pp_sde":
+                return samplers.dpm_solver_pp(sample.order, sde=True, lower_order_final=few)
+            case "unipc":
+                return samplers.unipc(sample.order, lower_order_final=few)
+            case "deis":
+                return samplers.deis(sample.order, lower_order_final=few)
+    raise UsageError(f"--sample.sampler: expected a sampler such as ddpm or ddim, received {sample.sampler}")
 
 
-def make_levels(sample: Sample, schedule: Schedule) -> Level:
-    """The grid of noise levels that it visits. Raises UsageError for a number of steps out of range."""
+def make_levels(sample: Sample, diffusion: Diffusion, schedule: Schedule) -> Level:
+    """The grid of noise levels that it visits. Raises UsageError where the schedule or the model does not have them."""
+    num_steps = schedule.num_steps if sample.steps is None else sample.steps
+    fractional = sample.spacing in ("log_snr", "karras", "exponential") or sample.sampler == "dpm_solver_pp_2s"
+    if fractional and (diffusion.prediction == "mean" or diffusion.variance == "learned_raw"):
+        raise UsageError("--sample.spacing: expected whole times, for this model knows its schedule's own alone")
     with blame("--sample.steps"):
-        return samplers.grids.spaced(schedule, sample.steps, sample.spacing)
+        match sample.spacing:
+            case "log_snr":
+                return samplers.grids.uniform_log_snr(schedule, num_steps)
+            case "karras":
+                return samplers.grids.karras(schedule, num_steps)
+            case "exponential":
+                return samplers.grids.exponential(schedule, num_steps, power=2.0)
+        return samplers.grids.spaced(schedule, num_steps, sample.spacing)
 
 
 def make_draw(config: Config, network: networks.Network, schedule: Schedule, image_shape: Sequence[int]) -> Draw:
@@ -203,7 +235,10 @@ def make_draw(config: Config, network: networks.Network, schedule: Schedule, ima
     Raises:
         UsageError: an eta or a number of steps out of range.
     """
-    sampler, levels = make_sampler(config.sample, config.diffusion), make_levels(config.sample, schedule)
+    sampler = make_sampler(config.sample, config.diffusion, schedule)
+    levels = make_levels(config.sample, config.diffusion, schedule)
+    with blame("--sample.steps"):
+        sampler.plan(levels)
 
     @functools.partial(jax.jit, compiler_options=sharding.compiler_options())
     def draw(key: jax.Array, params: Any, ids: jax.Array) -> jax.Array:

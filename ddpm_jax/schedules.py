@@ -318,10 +318,10 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """
     if schedule.num_steps < 2:
         raise ValueError(f"schedule: expected at least 2 steps, received {schedule.num_steps}")
-    alpha = np.exp(np.cumsum(np.log1p(-np.asarray(schedule.beta, np.float64))) / 2)  # finer than the stored alpha
-    alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
-    beta = 1 - (alpha / np.append(1, alpha[:-1])) ** 2
     with np.errstate(divide="ignore"):
+        alpha = np.exp(np.cumsum(np.log1p(-np.asarray(schedule.beta, np.float64))) / 2)  # finer than the stored alpha
+        alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+        beta = 1 - (alpha / np.append(1, alpha[:-1])) ** 2
         return _from_log_alpha_bar(2 * np.log(alpha), beta)
 
 

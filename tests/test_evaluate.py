@@ -18,6 +18,7 @@ SMALL = [
     "--network.channels", "8", "--network.multipliers", "1", "2", "--network.num_groups", "4", "--train.batch_size", "8",
     "--diffusion.num_steps", "25", "--diffusion.variance", "learned", "--loss.kind", "hybrid", "--loss.times", "importance",
     "--loss.weighting", "min_snr", "--sample.num", "4", "--sample.steps", "2", "--train.num_steps", "3",
+    "--network.dropout", "0.5",
 ]  # fmt: skip
 
 

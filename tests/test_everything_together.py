@@ -23,7 +23,18 @@ SCHEDULES = {
     "zero_terminal_snr": schedules.zero_terminal_snr(schedules.linear(6, 1e-3, 0.5)),
     "continuous": continuous.linear_vp().schedule(6),
 }
-SAMPLERS = {"ddpm": None, "ddim": samplers.ddim(0.0), "ddim, eta 0.5": samplers.ddim(0.5)}
+SAMPLERS = {"ddpm": None, "ddim, eta 0.5": samplers.ddim(0.5)}
+OTHERS = {
+    "ddim": samplers.ddim(),
+    "euler_ancestral": samplers.euler_ancestral(),
+    "heun": samplers.heun(),
+    "dpm_solver_pp": samplers.dpm_solver_pp(3),
+    "dpm_solver_pp_sde": samplers.dpm_solver_pp(2, sde=True),
+    "unipc": samplers.unipc(2),
+    "deis": samplers.deis(3),
+    "pndm": samplers.pndm(),
+    "langevin": samplers.langevin(samplers.ddpm()),
+}
 
 
 TABLES = jax.tree.map(lambda *tables: jnp.stack(tables), *SCHEDULES.values())
@@ -67,4 +78,27 @@ def test_finite(prediction, variance, dtype):
         bad = ~np.isfinite(each.astype(jnp.float32)).reshape(len(SCHEDULES), -1).all(axis=1)
         assert not bad.any(), (name, [schedule for schedule, is_bad in zip(SCHEDULES, bad, strict=True) if is_bad])
     assert all(each.shape == (len(SCHEDULES), 3) and each.dtype == jnp.float32 for each in loss.values())
+    assert all(each.shape == (len(SCHEDULES), 3, 4) and each.dtype == dtype for each in x.values())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("method", OTHERS)
+def test_the_other_samplers_are_finite(method, dtype):
+    """On every schedule, for every parameterisation."""
+    noise = jnp.linspace(-2, 2, 12, dtype=dtype).reshape(3, 4)
+
+    def everything(w, key, schedule, levels):
+        def draw(prediction):
+            denoise = make_denoise(schedule, lambda x_t, t: (w * x_t).astype(dtype), prediction)
+            return samplers.sample(key, OTHERS[method], denoise, levels, noise.shape, x_init=noise)
+
+        x = {prediction: draw(prediction) for prediction in diffusion.PREDICTIONS}
+        return sum(jnp.sum(a.astype(jnp.float32)) for a in x.values()), x
+
+    over_schedules = jax.vmap(jax.grad(everything, has_aux=True), (None, None, 0, 0))
+    run = jax.jit(over_schedules, compiler_options={"xla_backend_optimization_level": "0"})
+    gradient, x = run(0.3, jax.random.key(0, impl="unsafe_rbg"), TABLES, LEVELS)
+    for name, each in {"gradient": gradient, **x}.items():
+        bad = ~np.isfinite(each.astype(jnp.float32)).reshape(len(SCHEDULES), -1).all(axis=1)
+        assert not bad.any(), (name, [schedule for schedule, is_bad in zip(SCHEDULES, bad, strict=True) if is_bad])
     assert all(each.shape == (len(SCHEDULES), 3, 4) and each.dtype == dtype for each in x.values())
