@@ -79,7 +79,7 @@ def test_bits_per_dimension(workdir, measured):
 
 def test_eight_devices_measure_the_same(copy, measured):
     """21 images in batches of 10, neither of which eight divides; to 1e-4."""
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    eight = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     result = run("evaluate.py", "--workdir", copy, *BPD, **eight)
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(read(copy, "bpd")["bpd"], measured[0]["bpd"], atol=1e-4)

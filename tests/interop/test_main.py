@@ -61,9 +61,9 @@ def test_a_workdir_says_all_of_the_network_and_the_process(tmp_path):
     diffusers.save(tmp_path / "model", *diffusers.load(FIXTURES / "plain")._replace(prediction="v", clip=False))
     model = diffusers.load(tmp_path / "model")
     config = script.config_of(model, "run")
-    assert factory.make_network(config.network) == model.network
+    assert factory.make_network(config, (8, 8, 3)) == model.network
     chex.assert_trees_all_equal(factory.make_schedule(config.diffusion), model.schedule)
-    assert (config.diffusion.prediction, config.sample.clip, config.sample.variance) == ("v", False, "fixed_small")
+    assert (config.diffusion.prediction, config.sample.clip, config.diffusion.variance) == ("v", False, "fixed_small")
 
 
 def test_the_config_of_networks_has_their_options_and_defaults():
@@ -82,13 +82,13 @@ def test_training_finds_a_whole_state_of_step_0(imported):
     """All that train.py asks of a workdir: a config that it accepts, and a checkpoint of the state that it would make."""
     config = read_config(["--config", str(imported / "config.json"), "--train.batch_size", "2"], ROOT, "digits", "")
     assert config.workdir == str(imported)
-    network, optimizer = factory.make_network(config.network), factory.make_optimizer(config.optimizer, 10)
+    network, optimizer = factory.make_network(config, (8, 8, 3)), factory.make_optimizer(config.optimizer, 10)
     init = functools.partial(state.init_state, jax.random.key(0), network, optimizer, (8, 8, 3))
     abstract = sharding.abstract(init, sharding.replicated(sharding.make_mesh()))
     with Checkpoints(imported / "checkpoints") as checkpoints:
         assert checkpoints.latest == 0
         assert checkpoints.metadata(0)["image_shape"] == [8, 8, 3]
-        parts = checkpoints.load(0, abstract._asdict())
+        parts = checkpoints.load(0, abstract.parts())
     model = diffusers.load(FIXTURES / "plain")
     chex.assert_trees_all_equal(parts["params"], model.params)
     chex.assert_trees_all_equal(parts["ema"], model.params)

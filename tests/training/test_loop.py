@@ -123,7 +123,10 @@ def test_two_devices_train_as_one():
     """The same noise levels, noise, flips and dropout: equal to rounding, after 5 steps of Adam."""
     found = []
     for count in (1, 2):
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
+            "JAX_PLATFORMS": "cpu",
+        }
         result = subprocess.run([sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         found.append(json.loads(result.stdout.splitlines()[-1]))
