@@ -166,9 +166,12 @@ def test_the_ode_gives_the_density_of_the_noised_data(data, estimate):
     spread = np.sqrt(level.alpha**2 * variances + level.sigma**2)
     expected = np.log(np.sum(weights * scipy.stats.norm.pdf(x[:, None], level.alpha * means, spread), axis=1))
     with jax.enable_x64(True):
-        ours = likelihood.ode_log_likelihood(
-            jax.random.key(0) if estimate else None, schedule, exact(data), jnp.asarray(x)[:, None], (8.0, -20.0), 200
+        key = jax.random.key(0) if estimate else None
+        run = jax.jit(
+            lambda x: likelihood.ode_log_likelihood(key, schedule, exact(data), x, (8.0, -20.0), 200),
+            compiler_options={"xla_backend_optimization_level": "3"},  # without, XLA's own float64 gives nan here
         )
+        ours = run(jnp.asarray(x)[:, None])
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
