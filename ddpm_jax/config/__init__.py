@@ -1,0 +1,44 @@
+"""What can be set, and how it is read.
+
+A config file defines `get_config()`, which returns one frozen Config; `--train.num_steps 100` overrides a field of it.
+Only this folder, factory.py and the scripts know Config; everything else takes plain arguments.
+"""
+
+from ddpm_jax.config.reading import from_dict, read_config
+from ddpm_jax.config.tree import (
+    Checkpoint,
+    Config,
+    Data,
+    Diffusion,
+    Ema,
+    Loss,
+    Method,
+    Network,
+    Optimizer,
+    Sample,
+    Spacing,
+    Train,
+    changes,
+    check,
+    check_seed,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Diffusion",
+    "Ema",
+    "Loss",
+    "Method",
+    "Network",
+    "Optimizer",
+    "Sample",
+    "Spacing",
+    "Train",
+    "changes",
+    "check",
+    "check_seed",
+    "from_dict",
+    "read_config",
+]
