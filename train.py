@@ -36,12 +36,14 @@ def main(argv: Sequence[str]) -> None:
     loss = factory.make_loss(config.loss, config.diffusion, schedule)
     history, draw_times = factory.make_times(config.loss, schedule.num_steps, config.train.batch_size)
     optimizer = factory.make_optimizer(config.optimizer, config.train.num_steps)
+    averages = factory.make_averages(config.ema, config.train.batch_size)
+    drawn_with = next(iter(averages))
     draw = factory.make_draw(config, network, schedule, image_shape)
 
     # Where, and by which step.
     mesh = sharding.make_mesh()
     key = jax.random.key(config.train.seed)
-    init = functools.partial(init_state, key, network, optimizer, image_shape, history)
+    init = functools.partial(init_state, key, network, optimizer, image_shape, averages, history)
     with blame("--network"):
         abstract = sharding.abstract(init, sharding.replicated(mesh))
     with blame("--train.batch_size"):
@@ -51,8 +53,7 @@ def main(argv: Sequence[str]) -> None:
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     train_step = make_train_step(
-        key, network, loss, draw_times, optimizer,
-        random_flip=config.data.random_flip, ema_decay=config.ema.decay, ema_warmup=config.ema.warmup,
+        key, network, loss, draw_times, optimizer, averages, random_flip=config.data.random_flip
     )  # fmt: skip
 
     if config.train.tensorboard:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
                 if begun["image_shape"] != list(image_shape):
                     raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {image_shape}")
                 parts = checkpoints.load(latest, abstract.parts())
-        state = sharding.create(init, sharding.replicated(mesh)) if parts is None else TrainState(**parts)
+        state = sharding.create(init, sharding.replicated(mesh)) if parts is None else TrainState.of(parts)
         start = int(state.step)
         with blame("--workdir"):
             outputs = writers.make_writers(workdir, start, config.train.tensorboard)
@@ -84,7 +85,9 @@ def main(argv: Sequence[str]) -> None:
             checkpoints.save(int(state.step), state.parts(), metadata)
 
         def draw_grid(state: TrainState) -> None:
-            image = draw(jax.random.key(config.sample.seed), state.ema, sharding.put_ids(mesh, range(config.sample.num)))
+            image = draw(
+                jax.random.key(config.sample.seed), state.ema[drawn_with], sharding.put_ids(mesh, range(config.sample.num))
+            )
             images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
 
         terminal = stack.enter_context(contextlib.closing(writers.Terminal(start, config.train.num_steps)))

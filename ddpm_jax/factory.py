@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import images, losses, networks, samplers, schedules, sharding, timesteps, weightings
+from ddpm_jax import ema, images, losses, networks, samplers, schedules, sharding, timesteps, weightings
 from ddpm_jax.cli import UsageError, blame
-from ddpm_jax.config import Config, Data, Diffusion, Loss, Optimizer, Sample
+from ddpm_jax.config import Config, Data, Diffusion, Ema, Loss, Optimizer, Sample
 from ddpm_jax.data import sources
 from ddpm_jax.denoiser import Denoise, Predict, make_denoise
 from ddpm_jax.losses import LossOf
@@ -167,6 +167,25 @@ def make_optimizer(optimizer: Optimizer, num_steps: int) -> optax.GradientTransf
             raise UsageError(f"--optimizer.decay: expected constant or cosine, received {optimizer.decay}")
     schedule = optax.join_schedules([warmup, after], [optimizer.warmup_steps])
     return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), optax.adam(schedule))
+
+
+def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Share]:
+    """The averages of the parameters by name, the one to draw with first. Raises UsageError for one that cannot be."""
+    made = {}
+    if averages.decay is not None:
+        made["decay"] = ema.exponential(averages.decay, averages.warmup)
+    with blame("--ema.half_life"):
+        made |= {f"half_life_{n:.10g}": ema.half_life(n, batch_size, averages.warmup) for n in averages.half_life}
+    with blame("--ema.power"):
+        made |= {power_name(width): ema.power(width) for width in averages.power}
+    if not made:
+        raise UsageError("--ema.decay: expected a number where there is no other average, received None")
+    return made
+
+
+def power_name(width: float) -> str:
+    """The name of the average of a power function."""
+    return f"power_{width:.10g}"
 
 
 def make_sampler(sample: Sample, diffusion: Diffusion, schedule: Schedule) -> Sampler:

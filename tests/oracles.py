@@ -157,3 +157,21 @@ def sde_multistep_moments(alpha, sigma, m, v, points=4000):
         mean = matrix @ mean + np.array([constant, x0[1]])
         cov = matrix @ cov @ matrix.T + np.diag([added, 0.0])
     return mean[0], cov[0, 0]
+
+
+def power_weights(num_updates, num_steps, width):
+    """Weights of the parameters of every step in a power function's average after num_updates, by its recursion, [num_steps].
+
+    Gamma of a width by bisection of the variance of the density (gamma + 1) k^gamma on [0, 1], from its first two moments.
+    """
+    low, high = 0.0, 1e4
+    for _ in range(200):
+        gamma = (low + high) / 2
+        variance = (gamma + 1) / (gamma + 3) - ((gamma + 1) / (gamma + 2)) ** 2
+        low, high = (gamma, high) if variance > width**2 else (low, gamma)
+    weights = np.zeros(num_steps)
+    for n in range(1, num_updates + 1):
+        kept = (1 - 1 / n) ** (gamma + 1)
+        weights *= kept
+        weights[n - 1] = 1 - kept
+    return weights

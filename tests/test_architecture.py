@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "ddpm_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"_version", "keys"},
+    {"_version", "ema", "keys"},
     {"schedules"},
     {"continuous", "diffusion"},
     {"denoiser"},

@@ -90,5 +90,10 @@ def _from_dict(default: T, values: Any) -> T:
     for name, value in values.items():
         if dataclasses.is_dataclass(known[name]):
             value = _from_dict(known[name], value)
-        read[name] = tuple(value) if isinstance(value, list) else value
+        read[name] = _tuples(value)
     return dataclasses.replace(default, **read)  # type: ignore[type-var]
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON made lists of, as it was."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

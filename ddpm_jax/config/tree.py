@@ -129,12 +129,21 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-    """The moving average of the parameters, which samples are drawn with."""
+    """Moving averages of the parameters; samples are drawn with the first, in the order of these fields."""
 
-    decay: float = 0.9999
-    """Share of the average that stays at each step."""
+    decay: float | None = 0.9999
+    """Share of the average that stays at each step; None for no such average."""
+    half_life: tuple[float, ...] = ()
+    """One more average for each: images after which what it holds weighs half."""
     warmup: bool = False
-    """Let the decay grow as (1 + n) / (10 + n), so that short runs forget their start."""
+    """Let decays grow as (1 + n) / (10 + n), so that short runs forget their start."""
+    power: tuple[float, ...] = ()
+    """One more for each, its width a share of the run so far, such as 0.05 0.1 (Karras et al. 2024, arXiv 2312.02696). From
+    snapshots of two or more, sample.py --ema makes an average of any width afterwards."""
+    snapshot_every: int = 1000
+    """power: steps between snapshots."""
+    snapshots: int = 32
+    """power: how many are kept; one more, and every second one goes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +160,8 @@ class Train:
     """Steps between lines of metrics."""
     sample_every: int = 10_000
     """Steps between grids of samples."""
+    remat: bool = False
+    """Compute what a block of the network keeps for the gradient again when it is needed: less memory, more time."""
     tensorboard: bool = False
     """Also write events for TensorBoard; needs pip install "ddpm_jax[tensorboard]"."""
 
@@ -190,6 +201,27 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Devices:
+    """What the run is spread over, as docs/scale.md explains."""
+
+    state: Literal["replicated", "sharded"] = "replicated"
+    """Parameters, optimizer and averages: a copy on every device, or of each large array a share."""
+    axes: tuple[tuple[str, int | None], ...] = ()
+    """sharded: a regular expression and an axis, as often as you like: arrays of such names, like params/.../conv1/kernel,
+    are divided along it, or not at all for None. By default the largest axis is that the devices divide."""
+    cluster: bool = False
+    """Join the processes that SLURM, Open MPI, Kubernetes or a TPU pod has started."""
+    coordinator: str | None = None
+    """Or join these: address and port of process 0, such as 10.0.0.1:1234."""
+    num_processes: int | None = None
+    """--devices.coordinator: how many there are."""
+    process_id: int | None = None
+    """--devices.coordinator: which this one is, from 0."""
+    timeout: int = 300
+    """Seconds to wait for the others at the start."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run."""
 
@@ -204,11 +236,13 @@ class Config:
     train: Train = Train()
     sample: Sample = Sample()
     checkpoint: Checkpoint = Checkpoint()
+    devices: Devices = Devices()
 
 
 MAY_CHANGE = (
     "workdir", "data.path", "data.data_dir", "optimizer.learning_rate", "train.num_steps", "train.log_every",
-    "train.sample_every", "train.tensorboard", "sample.", "checkpoint.",
+    "train.sample_every", "train.remat", "train.tensorboard", "sample.", "checkpoint.", "devices.",
+    "ema.snapshot",
 )  # fmt: skip
 """Fields that a run may resume with other values of; the others decide what it is."""
 
@@ -254,6 +288,9 @@ def check(config: Config) -> None:
         "sample.num": config.sample.num,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
+        "ema.snapshot_every": config.ema.snapshot_every,
+        "ema.snapshots": config.ema.snapshots,
+        "devices.timeout": config.devices.timeout,
     }
     for name, value in positive.items():
         if not value > 0:
@@ -270,7 +307,7 @@ def check(config: Config) -> None:
         "network.dropout": config.network.dropout,
         "diffusion.beta_start": config.diffusion.beta_start,
         "diffusion.beta_end": config.diffusion.beta_end,
-        "ema.decay": config.ema.decay,
+        "ema.decay": 0.0 if config.ema.decay is None else config.ema.decay,
     }
     for name, share in shares.items():
         if not 0 <= share < 1:

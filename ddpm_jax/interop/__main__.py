@@ -84,7 +84,7 @@ def import_model(argv: Sequence[str]) -> None:
     assert model.image_size is not None
     image_shape = [*model.image_size, model.params["params"]["stem"]["kernel"].shape[2]]
     optimizer = factory.make_optimizer(config.optimizer, config.train.num_steps)
-    average = jax.tree.map(jnp.copy, model.params)
+    average = {"decay": jax.tree.map(jnp.copy, model.params)}
     state = TrainState(jnp.zeros((), jnp.int32), model.params, optimizer.init(model.params), average)
     with claim(config), Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         checkpoints.save(0, state.parts(), {"config": dataclasses.asdict(config), "image_shape": image_shape})
@@ -141,7 +141,7 @@ def export_model(argv: Sequence[str]) -> None:
     from ddpm_jax.training import trained
 
     with blame("--workdir"):
-        model = trained.load(given.workdir, given.weights)
+        model = trained.load(given.workdir, "raw" if given.weights == "raw" else None)
     if not isinstance(model.network, UNet):
         raise UsageError(f"--workdir: expected a UNet, received {type(model.network).__name__}")
     with blame("FOLDER"):

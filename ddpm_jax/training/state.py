@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,19 +20,26 @@ class TrainState(NamedTuple):
         step: How many steps were taken, int32 scalar; also the number of the next batch.
         params: The network's variables.
         opt_state: The optimizer's.
-        ema: The moving average of params.
+        ema: Moving averages of params, by name.
         history: The LossHistory of importance sampling, () without.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
-    ema: Any
+    ema: dict[str, Any]
     history: Any = ()
 
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint holds, by name: everything that is not empty."""
-        return {name: part for name, part in self._asdict().items() if jax.tree.leaves(part)}
+        """What a checkpoint holds, by name: everything that is not empty, and each average for itself."""
+        averages = {f"ema_{name}": average for name, average in self.ema.items()}
+        return {name: part for name, part in self._asdict().items() if name != "ema" and jax.tree.leaves(part)} | averages
+
+    @classmethod
+    def of(cls, parts: dict[str, Any]) -> TrainState:
+        """The state that has these `parts`."""
+        averages = {name.removeprefix("ema_"): part for name, part in parts.items() if name.startswith("ema_")}
+        return cls(**{name: part for name, part in parts.items() if not name.startswith("ema_")}, ema=averages)
 
 
 def init_params(key: jax.Array, network: Network, image_shape: Sequence[int]) -> Any:
@@ -54,23 +61,25 @@ def init_state(
     network: Network,
     optimizer: optax.GradientTransformation,
     image_shape: Sequence[int],
+    averages: Iterable[str] = ("decay",),
     history: Any = (),
 ) -> TrainState:
-    """The state before the first step, its average a copy of the parameters.
+    """The state before the first step, its averages copies of the parameters.
 
     Args:
         key: A typed key.
         network: The network.
         optimizer: Its optimizer.
         image_shape: (H, W, C).
+        averages: Their names.
         history: Of the losses, empty; () where times are not drawn by it.
 
     Raises:
         ValueError: images that the network cannot take.
     """
     params = init_params(key, network, image_shape)
-    average = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, history)
+    copies = {name: jax.tree.map(jnp.copy, params) for name in averages}
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copies, history)
 
 
 def num_params(params: Any) -> int:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import images, keys, timesteps
+from ddpm_jax import ema, images, keys, timesteps
 from ddpm_jax.losses import LossOf
 from ddpm_jax.networks import Network
 from ddpm_jax.timesteps import DrawTimes
-from ddpm_jax.training import ema
 from ddpm_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -26,10 +25,9 @@ def make_train_step(
     loss: LossOf,
     draw_times: DrawTimes,
     optimizer: optax.GradientTransformation,
+    averages: Mapping[str, ema.Share],
     *,
     random_flip: bool = False,
-    ema_decay: float = 0.9999,
-    ema_warmup: bool = False,
 ) -> TrainStep:
     """Makes the training step; the caller compiles it, with the state donated.
 
@@ -42,9 +40,8 @@ def make_train_step(
         loss: (key, predict, x0, ids, t) -> losses [B].
         draw_times: (key, history, ids) -> t and the weights of their losses, each [B].
         optimizer: What turns gradients into updates.
+        averages: How far each average of the state moves.
         random_flip: Whether images are mirrored at random.
-        ema_decay: Of the average, in [0, 1).
-        ema_warmup: Whether its decay grows from 0.
 
     Returns:
         (state, batch with `image` uint8 [B, H, W, C]) -> (state, metrics: scalars `loss`, `grad_norm`, `is_finite`).
@@ -71,13 +68,13 @@ def make_train_step(
         (mean, losses), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = ema.update(state.ema, params, state.step, ema_decay, ema_warmup)
+        moved = {name: ema.update(state.ema[name], params, state.step, share) for name, share in averages.items()}
         grad_norm = optax.tree.norm(gradient)
         metrics = {"loss": mean, "grad_norm": grad_norm, "is_finite": jnp.isfinite(mean) & jnp.isfinite(grad_norm)}
         history = state.history
         if isinstance(history, timesteps.LossHistory):
             history = timesteps.remember(history, t, losses)
-        return TrainState(state.step + 1, params, opt_state, average, history), metrics
+        return TrainState(state.step + 1, params, opt_state, moved, history), metrics
 
     return train_step
 

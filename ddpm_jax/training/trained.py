@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,15 +40,15 @@ class Trained(NamedTuple):
     mesh: Mesh
 
 
-def load(workdir: str | os.PathLike[str], weights: str = "ema") -> Trained:
+def load(workdir: str | os.PathLike[str], average: str | None = None) -> Trained:
     """Loads the newest checkpoint.
 
     Args:
         workdir: Where the model was trained, or is being trained.
-        weights: "ema", the moving average, or "raw", the parameters as they are.
+        average: Which moving average of the parameters, by name; the run's first by default. "raw": the parameters as they are.
 
     Raises:
-        ValueError: there is no checkpoint, or it cannot be read.
+        ValueError: there is no checkpoint, it cannot be read, or it has no such average.
     """
     folder = pathlib.Path(workdir) / "checkpoints"
     if not folder.is_dir():
@@ -62,6 +63,15 @@ def load(workdir: str | os.PathLike[str], weights: str = "ema") -> Trained:
         mesh = sharding.make_mesh()
         init = functools.partial(init_params, jax.random.key(0), network, image_shape)
         abstract = sharding.abstract(init, sharding.replicated(mesh))
-        part = "params" if weights == "raw" else "ema"
+        part = part_of(average, list(factory.make_averages(config.ema, config.train.batch_size)))
         params = checkpoints.load(step, {part: abstract})[part]
     return Trained(config, step, image_shape, network, factory.make_schedule(config.diffusion), params, mesh)
+
+
+def part_of(average: str | None, names: Sequence[str]) -> str:
+    """The part of a checkpoint that holds an average, of those that a run has. Raises ValueError where it has none such."""
+    if average == "raw":
+        return "params"
+    if average is not None and average not in names:
+        raise ValueError(f"ema: expected {', '.join(names)} or raw, received {average}")
+    return f"ema_{names[0] if average is None else average}"

@@ -91,7 +91,7 @@ def test_training_finds_a_whole_state_of_step_0(imported):
         parts = checkpoints.load(0, abstract.parts())
     model = diffusers.load(FIXTURES / "plain")
     chex.assert_trees_all_equal(parts["params"], model.params)
-    chex.assert_trees_all_equal(parts["ema"], model.params)
+    chex.assert_trees_all_equal(parts["ema_decay"], model.params)
     chex.assert_trees_all_equal(parts["opt_state"], optimizer.init(model.params))
     assert parts["step"] == 0
 

@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(broken_step):
 DEVICES = """
 import json, jax, jax.numpy as jnp, numpy as np, optax
 import flax.linen as nn
-from ddpm_jax import losses, schedules, sharding, timesteps
+from ddpm_jax import ema, losses, schedules, sharding, timesteps
 from ddpm_jax.training.state import init_state
 from ddpm_jax.training.step import make_train_step
 from ddpm_jax.training import loop
@@ -109,7 +109,8 @@ optimizer = optax.adam(1e-3)
 state = sharding.create(lambda: init_state(key, Tiny(), optimizer, (8, 8, 1)), sharding.replicated(mesh))
 loss = lambda key, predict, x0, ids, t: losses.simple(key, schedules.linear(1000), predict, x0, ids=ids, t=t)
 times = lambda key, history, ids: (timesteps.stratified(key, 1000, ids, 8), jnp.ones(8))
-step = make_train_step(key, Tiny(), loss, times, optimizer, random_flip=True)
+averages = {"decay": ema.exponential(0.9)}
+step = make_train_step(key, Tiny(), loss, times, optimizer, averages, random_flip=True)
 rng = np.random.default_rng(0)
 batches = iter([{"image": rng.integers(0, 256, (8, 8, 8, 1), np.uint8)} for _ in range(20)])
 last = loop.train(state, step, batches, mesh, 5, save=lambda s: None, draw=lambda s: None, terminal=Quiet(), writers=[],

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import factory, schedules
+from ddpm_jax import ema, factory, schedules
 from ddpm_jax.config import Diffusion, Loss
 from ddpm_jax.training import step
 from ddpm_jax.training.state import TrainState, init_params, init_state, num_params
@@ -30,26 +30,29 @@ class Tiny(nn.Module):
 
 
 NETWORK = Tiny()
+AVERAGES = {"decay": ema.exponential(0.9), "power_0.1": ema.power(0.1)}
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 BATCH = {"image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)}
 
 
 def new_state():
-    return init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1))
+    return init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1), AVERAGES)
 
 
-def make(optimizer=OPTIMIZER, times="uniform", **options):
+def make(optimizer=OPTIMIZER, times="uniform", averages=AVERAGES, **options):
     loss = Loss(times=times)
     of = factory.make_loss(loss, Diffusion(), SCHEDULE)
     _, draw_times = factory.make_times(loss, 1000, 8)
-    return step.make_train_step(KEY, NETWORK, of, draw_times, optimizer, **options)
+    return step.make_train_step(KEY, NETWORK, of, draw_times, optimizer, averages, **options)
 
 
 def test_the_state_before_training():
-    state = init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1))
+    state = new_state()
     assert state.step == 0
-    for average, param in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):
-        np.testing.assert_array_equal(average, param)
+    for average in AVERAGES:
+        chex.assert_trees_all_equal(state.ema[average], state.params)
+    assert set(state.parts()) == {"step", "params", "opt_state", "ema_decay", "ema_power_0.1"}
+    chex.assert_trees_all_equal(TrainState.of(state.parts()), state)
     again, other = (init_params(key, NETWORK, (8, 8, 1)) for key in (KEY, jax.random.key(1)))
     chex.assert_trees_all_equal(state.params, again)
     assert not jax.tree.all(jax.tree.map(np.array_equal, state.params, other))
@@ -118,7 +121,7 @@ def test_numbers_that_are_not_finite_are_reported():
 
 
 def test_the_state_is_donated_and_no_buffer_is_shared():
-    state = jax.jit(lambda: init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1)))()
+    state = jax.jit(new_state)()
     after, _ = jax.jit(make(), donate_argnums=0)(state, BATCH)
     assert all(a.is_deleted() for a in jax.tree.leaves(state.params) + jax.tree.leaves(state.ema))
     jax.block_until_ready(after)
@@ -126,21 +129,22 @@ def test_the_state_is_donated_and_no_buffer_is_shared():
     assert len(set(pointers)) == len(pointers)
 
 
-def test_the_average_follows_the_parameters():
-    train_step = jax.jit(make(ema_decay=0.9))
+def test_averages_follow_the_parameters_each_at_its_own_pace():
+    train_step = jax.jit(make())
     first, _ = train_step(new_state(), BATCH)
-    chex.assert_trees_all_equal(first.ema, first.params)
     second, _ = train_step(first, BATCH)
-    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, first.params, second.params)
-    for average, value in zip(jax.tree.leaves(second.ema), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(average, value, rtol=1e-5, atol=1e-7)
+    for average, kept in {"decay": 0.9, "power_0.1": 0.5 ** (1 + ema.exponent_of(0.1))}.items():
+        chex.assert_trees_all_equal(first.ema[average], first.params)
+        expected = jax.tree.map(lambda a, b, d=kept: d * a + (1 - d) * b, first.params, second.params)
+        for found, value in zip(jax.tree.leaves(second.ema[average]), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-7)
     assert isinstance(second, TrainState)
 
 
 @pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
 def test_times_are_drawn_as_asked_and_importance_remembers(times):
     history, _ = factory.make_times(Loss(times=times), 1000, 8)
-    state = init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1), history)
+    state = init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1), AVERAGES, history)
     assert ("history" in state.parts()) == (times == "importance")
     train_step = jax.jit(make(times=times))
     for _ in range(3):
