@@ -21,6 +21,9 @@ class Options:
     """Where the model was trained; its last checkpoint is used, and results go to its folder evaluation."""
     metric: Literal["bpd", "rate_distortion", "ode_nll"] = "bpd"
     """bpd: the variational bound, bits/dim. rate_distortion: its curve. ode_nll: bits/dim by the probability-flow ODE."""
+    ema: str | None = None
+    """The average of the parameters to measure, by its name, such as power_0.1; raw for none; a number for one of this width,
+    put together from snapshots. The first that the run has, by default."""
     split: str = "test"
     """digits, tfds: which images."""
     path: str | None = None
@@ -59,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
     # The model and the images.
     with blame("--workdir"):
-        model = trained.load(options.workdir)
+        model = trained.load(options.workdir, options.ema)
     data = held_out(model.config.data, options, model.image_shape)
     source = factory.make_source(data)
     with blame("--path"):
@@ -81,8 +84,8 @@ def main(argv: Sequence[str]) -> None:
     # Batch after batch, from where it was.
     folder = pathlib.Path(options.workdir) / "evaluation"
     name = "ode_nll" if ode else "bound"  # bpd and rate_distortion are two readings of the same terms
-    settings = {"step": model.step, "data": dataclasses.asdict(data), "num": num, "batch_size": options.batch_size}
-    settings |= {"seed": options.seed}
+    settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(data), "num": num}
+    settings |= {"batch_size": options.batch_size, "seed": options.seed}
     settings |= {"ode_steps": options.ode_steps, "exact": options.exact} if ode else {"variance": variance}
     found = []
     with blame("--workdir"):

@@ -28,6 +28,9 @@ class Options:
     """Image i depends on (seed, i) alone, not on --num or --batch-size."""
     batch_size: int = 64
     """Images drawn at once."""
+    ema: str | None = None
+    """The average of the parameters to draw with, by its name, such as power_0.1; raw for none; a number for one of this width,
+    put together from snapshots. The first that the run has, by default."""
     sampler: Method | None = None
     """As the run's config says, by default; so for all below."""
     steps: int | None = None
@@ -74,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     from ddpm_jax.training import trained
 
     with blame("--workdir"):
-        model = trained.load(options.workdir)
+        model = trained.load(options.workdir, options.ema)
     config = with_options(model.config, options)
     draw = factory.make_draw(config, model.network, model.schedule, model.image_shape)
 

@@ -4,8 +4,8 @@ An average moves towards the newest parameters by a share that depends on how ma
 
     ema <- ema + share(n) (params - ema)
 
-Averages of power functions (Karras et al. 2024, arXiv 2312.02696, section 3.1) weigh the parameters of step k by k^gamma: as the
-run grows longer, so does their memory. An average of any other width can be put together from snapshots of them.
+Power functions (Karras et al. 2024, arXiv 2312.02696, section 3.1) weigh the parameters of step k by k^gamma: as a run grows
+longer, so does their memory. An average of any other width can be put together from snapshots of them.
 """
 
 from __future__ import annotations
