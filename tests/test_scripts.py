@@ -22,11 +22,9 @@ SMALL = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """The runs below share their programs, so that each is compiled once."""
+def this_package():
+    """The runs below are of the package that lies here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         patch.setenv("PYTHONPATH", str(ROOT))
         yield
 
@@ -282,6 +280,31 @@ def _read(descriptor):
         return os.read(descriptor, 65536)
     except OSError:  # Linux's way to say that the other end is closed
         return b""
+
+
+def test_programs_are_kept_in_the_users_folder_unless_the_environment_says_otherwise(tmp_path):
+    """As a script: the second process compiles nothing, finding what the first has left."""
+    code = """if True:
+        import sys, jax
+        from ddpm_jax.cli import run_script
+        compiled = []
+        jax.monitoring.register_event_listener(lambda event, **_: compiled.append(event.endswith("cache_misses")))
+        run_script(lambda argv: jax.block_until_ready(jax.jit(lambda x: 3 * x)(jax.numpy.arange(3))))
+        print(sum(compiled))
+    """
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "caches"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    del env["JAX_COMPILATION_CACHE_DIR"]
+
+    def misses(**environment):
+        command = [sys.executable, "-c", code]
+        return int(subprocess.run(command, env=env | environment, capture_output=True, text=True, check=True).stdout)
+
+    assert misses(JAX_COMPILATION_CACHE_DIR="") == 0, "turned off"
+    assert misses(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) > 0
+    assert list((tmp_path / "mine").iterdir()) and not (tmp_path / "caches").exists()
+    assert misses() > 0
+    assert misses() == 0
+    assert list((tmp_path / "caches" / "ddpm_jax").iterdir())
 
 
 def test_help_answers_at_once_and_lists_the_options():

@@ -29,7 +29,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def run(*command, cwd):
     command = [sys.executable, *map(str, command)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(cwd)}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(cwd), "JAX_COMPILATION_CACHE_DIR": ""}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
 
 
