@@ -151,6 +151,7 @@ def make_network(config: Config, image_shape: Sequence[int]) -> networks.Network
         symmetric_padding=network.symmetric_padding,
         residual_downsampling=network.residual_downsampling,
         residual_upsampling=network.residual_upsampling,
+        remat=config.train.remat,
     )
 
 

@@ -18,8 +18,14 @@ def make_mesh() -> Mesh:
 
 
 def compiler_options() -> dict[str, str | bool]:
-    """XLA's options for the programs that cost: on CPU, no fusions through YNNPACK, which make small UNets slower."""
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else {}
+    """XLA's options for the programs that cost.
+
+    On CPU: no fusions through YNNPACK, which make small UNets slower; and the barriers between a block and its recomputation
+    stay until memory is planned, without which it would come too early to save any.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

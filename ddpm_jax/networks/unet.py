@@ -42,6 +42,7 @@ class UNet(nn.Module):
             Dhariwal & Nichol), not by a convolution.
         residual_upsampling: Levels that are left by one that doubles it, on the way up.
         dtype: Of the computation, e.g. bfloat16; parameters, norms and softmax stay float32.
+        remat: Whether the gradient computes what is inside of a block again, so that only blocks' outputs are kept for it.
     """
 
     channels: int = 128
@@ -64,6 +65,7 @@ class UNet(nn.Module):
     residual_downsampling: Sequence[int] = ()
     residual_upsampling: Sequence[int] = ()
     dtype: layers.Dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> jax.Array:
@@ -151,7 +153,8 @@ class UNet(nn.Module):
         return self._attention(h.shape[-1], self.num_groups, name)(h) if attends else h
 
     def _block(self, features: int, name: str, resample: Callable | None = None) -> layers.ResidualBlock:
-        return layers.ResidualBlock(
+        kind = nn.remat(layers.ResidualBlock, static_argnums=(3,)) if self.remat else layers.ResidualBlock
+        return kind(
             features, self.dropout, self.num_groups, self.norm_eps, self.time_scale_shift, resample, self.dtype, name=name
         )
 
@@ -159,7 +162,8 @@ class UNet(nn.Module):
         if self.head_dim is not None and features % self.head_dim:
             raise ValueError(f"head_dim: expected a divisor of {features} channels, received {self.head_dim}")
         num_heads = self.num_heads if self.head_dim is None else features // self.head_dim
-        return layers.Attention(num_heads, num_groups, self.norm_eps, self.dtype, name=name)
+        kind = nn.remat(layers.Attention) if self.remat else layers.Attention
+        return kind(num_heads, num_groups, self.norm_eps, self.dtype, name=name)
 
     def _check(self, x_t: jax.Array, labels: jax.Array | None) -> None:
         if x_t.ndim != 4:

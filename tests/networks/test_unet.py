@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax import sharding
 from ddpm_jax.networks import UNet, layers, timestep_embedding
 
 KEY = jax.random.key(0)
@@ -228,3 +229,22 @@ def test_labels_change_the_output_and_must_be_known():
         network.apply(variables, x, t)
     with pytest.raises(TypeError, match="labels: expected integers"):
         network.apply(variables, x, t, jnp.zeros(4))
+
+
+def test_remat_changes_the_memory_of_the_gradient_alone():
+    plain = SMALL.clone(dropout=0.2, attention_resolutions=())
+    x, t = jax.random.normal(KEY, (8, 16, 16, 3)), jnp.arange(8)
+    params = variables_of(plain, x.shape)
+
+    def compiled(network):
+        loss = lambda params: (network.apply(params, x, t, train=True, rngs={"dropout": KEY}) ** 2).mean()  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss), compiler_options=sharding.compiler_options()).lower(params).compile()
+
+    kept, computed_again = compiled(plain), compiled(plain.clone(remat=True))
+    used = [program.memory_analysis().temp_size_in_bytes for program in (kept, computed_again)]
+    assert used[1] < 0.6 * used[0]
+    (loss, gradient), again = kept(params), computed_again(params)
+    np.testing.assert_allclose(again[0], loss, rtol=1e-5)
+    scale = max(np.abs(a).max() for a in jax.tree.leaves(gradient))
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(again[1]), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6 * scale)
