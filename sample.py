@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ddpm_jax.cli import UsageError, blame, parse, run_script
-from ddpm_jax.config import Config, Method, Spacing, check_seed
+from ddpm_jax.config import Config, Grid, Method, check_seed
 
 if TYPE_CHECKING:
     from ddpm_jax.training.trained import Trained
@@ -41,7 +41,7 @@ class Options:
     """ddpm: the variance of its steps."""
     order: int | None = None
     """dpm_solver_pp, dpm_solver_pp_sde, unipc, deis: the order."""
-    spacing: Spacing | None = None
+    grid: Grid | None = None
     """Which noise levels are visited."""
     film: int | None = None
     """Instead, film.png and film.gif: what up to 16 images are believed to be, at this many moments of the way."""
@@ -158,7 +158,7 @@ def experiment(options: Options, config: Config, model: Trained, out: pathlib.Pa
 
 def with_options(config: Config, options: Options) -> Config:
     """The run's config, with the sampling that was asked for."""
-    given = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "variance", "order", "spacing")}
+    given = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "variance", "order", "grid")}
     given = {name: value for name, value in given.items() if value is not None}
     sampler = given.get("sampler", config.sample.sampler)
     of_order = ("dpm_solver_pp", "dpm_solver_pp_sde", "unipc", "deis")

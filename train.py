@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     with blame("--data"):
         image_shape = source[0]["image"].shape
     schedule = factory.make_schedule(config.diffusion)
+    factory.check_labels(config.network, source)
     network = factory.make_network(config, image_shape)
     loss = factory.make_loss(config.loss, config.diffusion, schedule)
     history, draw_times = factory.make_times(config.loss, schedule.num_steps, config.train.batch_size)
@@ -53,7 +54,8 @@ def main(argv: Sequence[str]) -> None:
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     train_step = make_train_step(
-        key, network, loss, draw_times, optimizer, averages, random_flip=config.data.random_flip
+        key, network, loss, draw_times, optimizer, averages,
+        num_classes=config.network.num_classes, label_dropout=config.train.label_dropout, random_flip=config.data.random_flip,
     )  # fmt: skip
 
     if config.train.tensorboard:

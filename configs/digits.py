@@ -13,7 +13,7 @@ def get_config() -> Config:
     return Config(
         workdir="runs/digits",
         data=Data(source="digits"),
-        network=Network(channels=32, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), dropout=0.0),
+        network=Network(channels=32, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), dropout=0.0, num_classes=10),
         diffusion=Diffusion(schedule="cosine", prediction="v"),
         optimizer=Optimizer(learning_rate=4e-3, warmup_steps=100, decay="cosine"),
         ema=Ema(decay=0.995, warmup=True),

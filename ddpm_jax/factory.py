@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -10,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import ema, images, losses, networks, samplers, schedules, sharding, timesteps, weightings
+from ddpm_jax import ema, guidance, images, losses, networks, samplers, schedules, sharding, timesteps, weightings
 from ddpm_jax.cli import UsageError, blame
-from ddpm_jax.config import Config, Data, Diffusion, Ema, Loss, Optimizer, Sample
+from ddpm_jax.config import Config, Data, Diffusion, Ema, Loss, Network, Optimizer, Sample
 from ddpm_jax.data import sources
-from ddpm_jax.denoiser import Denoise, Predict, make_denoise
+from ddpm_jax.denoiser import Denoise, Predict, clipped, make_denoise
 from ddpm_jax.losses import LossOf
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.schedules import Level, Schedule
@@ -129,10 +130,14 @@ def make_times(loss: Loss, num_steps: int, batch_size: int) -> tuple[Any, DrawTi
 
 
 def make_network(config: Config, image_shape: Sequence[int]) -> networks.Network:
-    """The network for images of (H, W, C): it has 2 C output channels where it learns a variance."""
+    """The network for images of (H, W, C).
+
+    It has 2 C output channels where it learns a variance, and a label more than there are classes, which stands for none.
+    """
     network, learned = config.network, config.diffusion.variance.startswith("learned")
     return networks.UNet(
         out_channels=2 * image_shape[-1] if learned else None,
+        num_classes=None if network.num_classes is None else network.num_classes + 1,  # the last stands for none of them
         channels=network.channels,
         multipliers=network.multipliers,
         num_blocks=network.num_blocks,
@@ -226,18 +231,50 @@ def make_sampler(sample: Sample, diffusion: Diffusion, schedule: Schedule) -> Sa
 def make_levels(sample: Sample, diffusion: Diffusion, schedule: Schedule) -> Level:
     """The grid of noise levels that it visits. Raises UsageError where the schedule or the model does not have them."""
     num_steps = schedule.num_steps if sample.steps is None else sample.steps
-    fractional = sample.spacing in ("log_snr", "karras", "exponential") or sample.sampler == "dpm_solver_pp_2s"
+    fractional = sample.grid in ("log_snr", "karras", "exponential") or sample.sampler == "dpm_solver_pp_2s"
     if fractional and (diffusion.prediction == "mean" or diffusion.variance == "learned_raw"):
-        raise UsageError("--sample.spacing: expected whole times, for this model knows its schedule's own alone")
+        raise UsageError("--sample.grid: expected whole times, for this model knows its schedule's own alone")
     with blame("--sample.steps"):
-        match sample.spacing:
+        match sample.grid:
             case "log_snr":
                 return samplers.grids.uniform_log_snr(schedule, num_steps)
             case "karras":
                 return samplers.grids.karras(schedule, num_steps)
             case "exponential":
                 return samplers.grids.exponential(schedule, num_steps, power=2.0)
-        return samplers.grids.spaced(schedule, num_steps, sample.spacing)
+        return samplers.grids.spaced(schedule, num_steps, sample.grid)
+
+
+def check_labels(network: Network, source: sources.Source) -> None:
+    """Raises UsageError where a network is to be told of classes that the data do not have, or not of all."""
+    known, there = network.num_classes, source.num_classes
+    if known is not None and there is None:
+        raise UsageError(f"--network.num_classes: expected None for data without labels, received {known}")
+    if known is not None and there is not None and there > known:
+        raise UsageError(f"--network.num_classes: expected {there}, as the data have, received {known}")
+
+
+def make_labels(sample: Sample, network: Network) -> Callable[[jax.Array], jax.Array | None]:
+    """What says which class image number i is drawn of: those asked for, in turn.
+
+    Returns:
+        ids [B] -> labels [B], or None where the network knows no classes.
+
+    Raises:
+        UsageError: classes or guidance for a network without, or a class out of range.
+    """
+    if network.num_classes is None:
+        if sample.label is not None:
+            raise UsageError(f"--sample.label: expected none, for this model knows no classes, received {sample.label}")
+        if sample.guidance != 1:
+            raise UsageError(f"--sample.guidance: expected 1, for this model knows no classes, received {sample.guidance}")
+        return lambda ids: None
+    if not math.isfinite(sample.guidance):
+        raise UsageError(f"--sample.guidance: expected a finite number, received {sample.guidance}")
+    chosen = tuple(range(network.num_classes)) if sample.label is None else sample.label
+    if not chosen or not all(0 <= label < network.num_classes for label in chosen):
+        raise UsageError(f"--sample.label: expected classes in 0..{network.num_classes - 1}, received {chosen}")
+    return lambda ids: jnp.asarray(chosen, jnp.int32)[ids % len(chosen)]
 
 
 def make_draw(config: Config, network: networks.Network, schedule: Schedule, image_shape: Sequence[int]) -> Draw:
@@ -253,29 +290,57 @@ def make_draw(config: Config, network: networks.Network, schedule: Schedule, ima
         (key, params, ids [B]) -> uint8 [B, H, W, C]; image i depends on (key, ids[i]) alone.
 
     Raises:
-        UsageError: an eta or a number of steps out of range.
+        UsageError: an eta, a number of steps or a label out of range, labels or guidance for a network without.
     """
     sampler = make_sampler(config.sample, config.diffusion, schedule)
     levels = make_levels(config.sample, config.diffusion, schedule)
+    labels = make_labels(config.sample, config.network)
     with blame("--sample.steps"):
         sampler.plan(levels)
 
     @functools.partial(jax.jit, compiler_options=sharding.compiler_options())
     def draw(key: jax.Array, params: Any, ids: jax.Array) -> jax.Array:
-        denoise = bind_denoise(config, network, schedule, params, config.sample.clip)
+        denoise = bind_denoise(config, network, schedule, params, config.sample.clip, labels(ids), config.sample.guidance)
         x = samplers.sample(key, sampler, denoise, levels, (len(ids), *image_shape), ids)
         return images.to_uint8(x)
 
     return draw
 
 
-def bind_denoise(config: Config, network: networks.Network, schedule: Schedule, params: Any, clip: bool) -> Denoise:
-    """The network with its parameters, as samplers and the likelihood take it."""
+def bind_denoise(
+    config: Config,
+    network: networks.Network,
+    schedule: Schedule,
+    params: Any,
+    clip: bool,
+    labels: jax.Array | None = None,
+    scale: float = 1.0,
+) -> Denoise:
+    """The network with its parameters and labels, as samplers and the likelihood take it.
+
+    Args:
+        config: Says what the network was trained to predict.
+        network, schedule, params: The model.
+        clip: Whether x0 is clipped to [-1, 1].
+        labels: Integers, [B] or one for all; None where the network knows no classes, and to tell it none.
+        scale: Of guidance; 0 tells no labels, 1 guides nowhere.
+    """
+    none = config.network.num_classes
+    if none is not None and (labels is None or scale == 0):
+        labels, scale = jnp.int32(none), 1.0
 
     def predict(x_t: jax.Array, t: jax.Array) -> Any:
-        return network.apply(params, x_t, t)
+        if labels is None:
+            return network.apply(params, x_t, t)
+        if scale == 1:
+            return network.apply(params, x_t, t, jnp.broadcast_to(labels, t.shape))
+        assert none is not None  # where there are labels there are classes
+        told = jnp.broadcast_to(labels, (len(t) // 2,))
+        return network.apply(params, x_t, t, guidance.interleave(told, none))
 
-    return make_denoise(schedule, predict, config.diffusion.prediction, clip, config.diffusion.variance)
+    denoise = make_denoise(schedule, predict, config.diffusion.prediction, False, config.diffusion.variance)
+    denoise = denoise if scale == 1 else guidance.classifier_free(denoise, scale)
+    return clipped(denoise) if clip else denoise
 
 
 def _given(value: T | None, option: str, what: str) -> T:

@@ -17,13 +17,13 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("spacing", get_args(config.Spacing))
+@pytest.mark.parametrize("grid", get_args(config.Grid))
 @pytest.mark.parametrize("method", get_args(config.Method))
-def test_every_sampler_on_every_grid(method, spacing):
+def test_every_sampler_on_every_grid(method, grid):
     """Data at one point, known to the model: all of them end there."""
     diffusion = Diffusion()
     schedule = factory.make_schedule(diffusion)
-    sample = Sample(sampler=method, spacing=spacing, steps=6)
+    sample = Sample(sampler=method, grid=grid, steps=6)
     sampler, levels = factory.make_sampler(sample, diffusion, schedule), factory.make_levels(sample, diffusion, schedule)
     denoise = make_denoise(schedule, lambda x, t: jnp.full_like(x, 0.3), "x0")
     x = samplers.sample(jax.random.key(0), sampler, denoise, levels, (2, 4))
@@ -43,7 +43,7 @@ def test_every_schedule(name, zero):
 def test_models_of_whole_times_refuse_fractional_ones(diffusion):
     schedule = factory.make_schedule(diffusion)
     with pytest.raises(UsageError, match="expected whole times"):
-        factory.make_levels(Sample(spacing="karras", steps=10), diffusion, schedule)
+        factory.make_levels(Sample(grid="karras", steps=10), diffusion, schedule)
     assert len(factory.make_levels(Sample(steps=10), diffusion, schedule).t) == 11
 
 

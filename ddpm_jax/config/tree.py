@@ -12,7 +12,7 @@ Method = Literal[
     "ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpm_solver_pp", "dpm_solver_pp_sde", "dpm_solver_pp_2s", "unipc",
     "deis", "pndm",
 ]  # fmt: skip
-Spacing = Literal["leading", "linspace", "trailing", "quadratic", "log_snr", "karras", "exponential"]
+Grid = Literal["leading", "linspace", "trailing", "quadratic", "log_snr", "karras", "exponential"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Network:
     """Groups of the norms."""
     dropout: float = 0.1
     """Dropout probability."""
+    num_classes: int | None = None
+    """Classes of the data that it is told of; None: it draws whatever the data are."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters, norms and softmax are float32."""
     attention_levels: tuple[int, ...] | None = None
@@ -154,6 +156,8 @@ class Train:
     """Training steps in all."""
     batch_size: int = 128
     """Images a step, over all devices."""
+    label_dropout: float = 0.1
+    """Share of images whose class is withheld, so that samples can be guided."""
     seed: int = 0
     """Decides everything random."""
     log_every: int = 100
@@ -180,8 +184,12 @@ class Sample:
     """dpm_solver_pp, dpm_solver_pp_sde, unipc, deis: the order."""
     steps: int | None = None
     """Steps; all of the schedule's by default."""
-    spacing: Spacing = "leading"
+    grid: Grid = "leading"
     """Which noise levels are visited. log_snr, karras, exponential: at fractional times."""
+    label: tuple[int, ...] | None = None
+    """Classes to draw, in turn; all by default."""
+    guidance: float = 1.0
+    """0: whatever the class. 1: of the class. Above: more typical of it, at two network calls a step."""
     clip: bool = True
     """Clip the estimated image to [-1, 1] at every step."""
     num: int = 64
@@ -286,6 +294,7 @@ def check(config: Config) -> None:
         "train.log_every": config.train.log_every,
         "train.sample_every": config.train.sample_every,
         "sample.num": config.sample.num,
+        "network.num_classes": 1 if config.network.num_classes is None else config.network.num_classes,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
         "ema.snapshot_every": config.ema.snapshot_every,
@@ -305,6 +314,7 @@ def check(config: Config) -> None:
         check_seed(f"--{name}", seed)
     shares = {
         "network.dropout": config.network.dropout,
+        "train.label_dropout": config.train.label_dropout,
         "diffusion.beta_start": config.diffusion.beta_start,
         "diffusion.beta_end": config.diffusion.beta_end,
         "ema.decay": 0.0 if config.ema.decay is None else config.ema.decay,

@@ -32,9 +32,14 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 class Source(Protocol):
     """Images by number, the same each time; safe to read from several threads.
 
-    Every item has `image`, uint8 [H, W, C], and, where the source has labels, `label`, an int32 scalar array. All
-    items have the same keys and shapes.
+    Every item has `image`, uint8 [H, W, C], and, where the source has labels, `label`, an int32 scalar array below
+    num_classes; a negative one stands for none. All items have the same keys and shapes.
+
+    Attributes:
+        num_classes: How many labels there are; None for images without.
     """
+
+    num_classes: int | None
 
     def __len__(self) -> int: ...
 
@@ -51,8 +56,10 @@ class Arrays:
 
     def __init__(self, image: np.ndarray, label: np.ndarray | None = None):
         self._arrays = {"image": image}
+        self.num_classes = None
         if label is not None:
             self._arrays["label"] = label.astype(np.int32)
+            self.num_classes = int(label.max()) + 1
 
     def __len__(self) -> int:
         return len(self._arrays["image"])
@@ -209,6 +216,7 @@ class Files:
         self._image_size = image_size
         self._channels = channels
         self._label = label
+        self.num_classes = None if label is None else int(label.max()) + 1
         self._damaged: set[int] = set()
         self._lock = threading.Lock()
 
@@ -303,9 +311,10 @@ def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None =
     except ValueError as error:
         names = ", ".join(builder.info.splits)
         raise ValueError(f"tfds: expected a split of {name}, of {names}, received {split!r}") from error
-    has_label = isinstance(features.get("label"), tensorflow_datasets.features.ClassLabel)
+    label = features.get("label")
+    num_classes = label.num_classes if isinstance(label, tensorflow_datasets.features.ClassLabel) else None
     _register_formats()
-    return Records(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, has_label)
+    return Records(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, num_classes)
 
 
 def _newest_version(name: str, data_dir: str | PathLike[str] | None) -> PathLike[str]:
@@ -370,14 +379,14 @@ class Records:
         records: Examples with `image`, an encoded image, as bytes.
         image_size: Height and width of the items, >= 1; None for images that all have one shape.
         channels: 1 or 3.
-        has_label: Whether the items keep the `label` of the examples.
+        num_classes: Of the examples' `label`; None for items without.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], image_size: int | None, channels: int, has_label: bool):
+    def __init__(self, records: Sequence[dict[str, Any]], image_size: int | None, channels: int, num_classes: int | None):
         self._records = records
         self._image_size = image_size
         self._channels = channels
-        self._has_label = has_label
+        self.num_classes = num_classes
 
     def __len__(self) -> int:
         return len(self._records)
@@ -386,6 +395,6 @@ class Records:
         record = self._records[index]
         with Image.open(io.BytesIO(record["image"])) as image:
             item = {"image": _pixels(image, self._channels, self._image_size)}
-        if self._has_label:
+        if self.num_classes is not None:
             item["label"] = np.asarray(record["label"], np.int32)
         return item

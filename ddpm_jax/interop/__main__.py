@@ -123,7 +123,7 @@ def config_of(model: Model, workdir: str) -> Config:
             prediction=model.prediction,  # type: ignore[arg-type]
             variance=model.variance,  # type: ignore[arg-type]
         ),
-        sample=Sample(sampler=model.sampler, spacing=model.spacing, clip=model.clip),  # type: ignore[arg-type]
+        sample=Sample(sampler=model.sampler, grid=model.spacing, clip=model.clip),  # type: ignore[arg-type]
     )
 
 
@@ -151,7 +151,7 @@ def export_model(argv: Sequence[str]) -> None:
             diffusion, sample = model.config.diffusion, model.config.sample
             diffusers.save(
                 folder, model.network, model.params, model.schedule, diffusion.prediction,
-                sample.variance or diffusion.variance, sample.clip, model.image_shape[:2], sample.spacing,
+                sample.variance or diffusion.variance, sample.clip, model.image_shape[:2], sample.grid,
             )  # fmt: skip
     print(f"{'average of ' if given.weights == 'ema' else ''}step {model.step} of {given.workdir}: {folder}")
 

@@ -59,8 +59,7 @@ def save(path: files.Path, network: UNet, params: Any, names: Names = PLAIN) -> 
 def shapes_of(network: UNet, image_shape: Sequence[int]) -> Any:
     """The shapes of a network's variables for images (H, W, C), without computing them."""
     x_t, t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    labels = None if network.num_classes is None else t
-    return jax.eval_shape(network.init, jax.random.key(0), x_t, t, labels)
+    return jax.eval_shape(network.init, jax.random.key(0), x_t, t)
 
 
 def _select(names: Names, tensors: Mapping[str, np.ndarray], average: bool) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -68,14 +69,24 @@ class UNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        labels: jax.Array | None = None,
+        condition: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
         """Runs the network.
 
         Args:
             x_t: Noised images [B, H, W, C]; H and W divisible by 2 ** (levels - 1).
             t: Time steps [B], as the schedule counts them.
             labels: Classes [B], integers in 0..num_classes-1, where there are classes, else None. A traced label out of
-                range gives NaN.
+                range gives NaN. `init` may do without.
+            condition: What is known of the images [B, H, W, any number], such as a small version enlarged, or the grey
+                picture; it joins the channels of x_t, as in Saharia et al. 2021 (arXiv 2104.07636).
             train: Whether dropout is on; it then needs `rngs={"dropout": key}`.
 
         Returns:
@@ -84,11 +95,14 @@ class UNet(nn.Module):
         Raises:
             TypeError: labels that are not integers.
             ValueError: images that the levels cannot halve, channels that the groups or heads do not divide, labels out of
-                range, or given or missing where they should not be.
+                range, or given or missing where they should not be, a condition of another size.
         """
-        self._check(x_t, labels)
+        if self.num_classes is not None and self.is_initializing() and labels is None:
+            labels = jnp.zeros(t.shape, jnp.int32)
+        self._check(x_t, labels, condition)
         embedding = self._embed(t, labels)
-        h = layers.conv(self.channels, self.dtype, name="stem")(x_t.astype(self.dtype))
+        h = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
+        h = layers.conv(self.channels, self.dtype, name="stem")(h.astype(self.dtype))
         h, skips = self._down(h, embedding, train)
         h = self._middle(h, embedding, train)
         h = self._up(h, skips, embedding, train)
@@ -165,9 +179,11 @@ class UNet(nn.Module):
         kind = nn.remat(layers.Attention) if self.remat else layers.Attention
         return kind(num_heads, num_groups, self.norm_eps, self.dtype, name=name)
 
-    def _check(self, x_t: jax.Array, labels: jax.Array | None) -> None:
+    def _check(self, x_t: jax.Array, labels: jax.Array | None, condition: jax.Array | None) -> None:
         if x_t.ndim != 4:
             raise ValueError(f"x_t: expected images [B, H, W, C], received shape {x_t.shape}")
+        if condition is not None and condition.shape[:-1] != x_t.shape[:-1]:
+            raise ValueError(f"condition: expected shape {(*x_t.shape[:-1], 'any')}, received {condition.shape}")
         factor = 2 ** (len(self.multipliers) - 1)
         if x_t.shape[1] % factor or x_t.shape[2] % factor:
             raise ValueError(f"multipliers: {len(self.multipliers)} levels expected height and width divisible by {factor}, "
@@ -182,3 +198,25 @@ class UNet(nn.Module):
             raise ValueError("labels: expected None, this network knows no classes")
         if labels is None and self.num_classes is not None:
             raise ValueError(f"labels: expected one of {self.num_classes} classes for each image, received None")
+
+
+def with_label(network: UNet, params: Any, label: int) -> tuple[UNet, Any]:
+    """The network without classes that does what this one does when it is told a label, which joins a bias.
+
+    Args:
+        network: A network with classes.
+        params: Its variables.
+        label: In 0..num_classes-1.
+
+    Returns:
+        The network, and its variables.
+
+    Raises:
+        ValueError: a label out of range, or a network without classes.
+    """
+    if network.num_classes is None or not 0 <= label < network.num_classes:
+        raise ValueError(f"label: expected one of {network.num_classes} classes, received {label}")
+    rest = {name: part for name, part in params["params"].items() if name != "label"}
+    last = rest["time2"]
+    bias = last["bias"] + params["params"]["label"]["embedding"][label]
+    return network.clone(num_classes=None), {"params": rest | {"time2": {**last, "bias": bias}}}
