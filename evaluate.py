@@ -73,11 +73,16 @@ def main(argv: Sequence[str]) -> None:
     # What is measured of each.
     key, ode = jax.random.key(options.seed), options.metric == "ode_nll"
     variance = checked_variance(options, model.config.diffusion)
-    denoise = factory.bind_denoise(model.config, model.network, model.schedule, model.params, clip=not ode)
+    if source.num_classes is not None:
+        factory.check_labels(model.config.network, source)
+
+    def denoise_of(labels: Any) -> Any:
+        return factory.bind_denoise(model.config, model.network, model.schedule, model.params, not ode, labels)
+
     if ode:
-        per_image = functools.partial(likelihood.ode_nll, key, model.schedule, denoise, options.ode_steps, options.exact)
+        per_image = functools.partial(likelihood.ode_nll, key, model.schedule, denoise_of, options.ode_steps, options.exact)
     else:
-        per_image = functools.partial(likelihood.bound, key, model.schedule, denoise, variance)
+        per_image = functools.partial(likelihood.bound, key, model.schedule, denoise_of, variance)
     in_batches = likelihood.in_batches(per_image, source, model.mesh, options.batch_size, num)
     measure = in_batches if ode else lambda batch: likelihood.sums(in_batches(batch))
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from ddpm_jax.cli import UsageError, blame, parse, run_script
 from ddpm_jax.config import Config, Grid, Method, check_seed
 
 if TYPE_CHECKING:
+    from ddpm_jax.denoiser import Denoise
+    from ddpm_jax.factory import Edit
     from ddpm_jax.training.trained import Trained
 
 
@@ -22,10 +27,14 @@ class Options:
     """Where the model was trained; its last checkpoint is used."""
     num: int = 64
     """How many images."""
+    first: int = 0
+    """The number of the first of them."""
     out: str = "out"
     """The folder for samples.npz (`image`, uint8 [N, H, W, C]) and grid.png (the first 256 of them)."""
+    png: bool = False
+    """Also write each as images/<its number>.png."""
     seed: int = 0
-    """Image i depends on (seed, i) alone, not on --num or --batch-size."""
+    """Image i depends on (seed, i) alone, not on --first, --num or --batch-size."""
     batch_size: int = 64
     """Images drawn at once."""
     ema: str | None = None
@@ -43,12 +52,24 @@ class Options:
     """dpm_solver_pp, dpm_solver_pp_sde, unipc, deis: the order."""
     grid: Grid | None = None
     """Which noise levels are visited."""
+    label: tuple[int, ...] | None = None
+    """Classes to draw, in turn: image i is of label i modulo their number."""
+    guidance: float | None = None
+    """0: whatever the class. 1: of the class. Above: more typical of it, at two network calls a step."""
+    init_image: str | None = None
+    """An image of the model's size to start from in place of noise."""
+    strength: float | None = None
+    """How far to depart from it, 0 to 1; 0.5 by default."""
+    inpaint: str | None = None
+    """Fill in parts of --init-image: a mask of the same size, white where the image stays, black where it is drawn."""
     film: int | None = None
     """Instead, film.png and film.gif: what up to 16 images are believed to be, at this many moments of the way."""
     shared: int | None = None
     """Instead, images that share their x_t at this t and part there; for a sampler that draws noise."""
     interpolate: int | None = None
     """Instead, up to 8 pairs of the data, mixed at this t by 0, 0.1, ..., 1, and denoised; the pair at the ends of each row."""
+    slerp: int | None = None
+    """Instead, up to 8 pairs of images and this many between the noise they come from; for a sampler that draws none."""
     coding: int | None = None
     """Instead, up to 8 images of the data as a receiver sees them at this many stages of progressive coding, then the data."""
 
@@ -56,88 +77,98 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     """Reads the options and the workdir, draws, and writes the images."""
     options = parse(Options(), argv, str(__doc__))
-    if options.num < 1:
-        raise UsageError(f"--num: expected at least 1, received {options.num}")
-    if options.batch_size < 1:
-        raise UsageError(f"--batch-size: expected at least 1, received {options.batch_size}")
-    check_seed("--seed", options.seed)
-    if len(asked := [f"--{name}" for name in EXPERIMENTS if getattr(options, name) is not None]) > 1:
-        raise UsageError(f"{asked[0]}: expected one experiment at a time, received {', '.join(asked)}")
-    for name in ("film", "coding"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UsageError(f"--{name}: expected at least 1, received {getattr(options, name)}")
-    if not (pathlib.Path(options.workdir) / "checkpoints").is_dir():  # told before anything is imported
-        raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
+    check(options)
 
     import jax  # here and below, so that --help and mistakes are answered at once
-    import numpy as np
     from tqdm import tqdm
 
-    from ddpm_jax import factory, images, sharding
+    from ddpm_jax import factory, sharding
+    from ddpm_jax.gallery import Gallery
     from ddpm_jax.training import trained
 
     with blame("--workdir"):
         model = trained.load(options.workdir, options.ema)
     config = with_options(model.config, options)
-    draw = factory.make_draw(config, model.network, model.schedule, model.image_shape)
-
+    edit = read_edit(options, model.image_shape)
+    draw = factory.make_draw(config, model.network, model.schedule, model.image_shape, edit)
     out = pathlib.Path(options.out)
     if any(getattr(options, name) is not None for name in EXPERIMENTS):
         experiment(options, config, model, out)
         return
+
+    # Batch after batch, from where it was.
+    numbers = range(options.first, options.first + options.num)
+    decides: dict[str, Any] = {part: dataclasses.asdict(getattr(config, part)) for part in ("network", "diffusion", "sample")}
+    decides |= {"seed": options.seed, "weights": fingerprint((model.params, edit))}
     with blame("--out"):
-        out.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    size = min(options.batch_size, options.num)
-    for start in tqdm(range(0, options.num, size), unit="batch", disable=None):
-        ids = range(start, start + size)  # the last batch is drawn whole, so that one program serves all
-        drawn.append(jax.device_get(draw(jax.random.key(options.seed), model.params, sharding.put_ids(model.mesh, ids))))
-    image = np.concatenate(drawn)[: options.num]
-    np.savez(out / "samples.npz", image=image)
-    images.save_grid(out / "grid.png", image[:256])
+        gallery = Gallery(out, decides, numbers, min(options.batch_size, options.num))
+    for batch in tqdm(gallery.missing, unit="batch", disable=None):
+        ids = sharding.put_ids(model.mesh, gallery.numbers(batch))
+        image = jax.device_get(draw(jax.random.key(options.seed), model.params, ids))
+        with blame("--out"):
+            gallery.add(batch, image)
+    with blame("--out"):
+        gallery.finish(options.png)
     print(f"{options.num} images from step {model.step} of {options.workdir}: {out / 'grid.png'}, {out / 'samples.npz'}")
 
 
-EXPERIMENTS = ("film", "shared", "interpolate", "coding")
+EXPERIMENTS = ("film", "shared", "interpolate", "slerp", "coding")
 
 
 def experiment(options: Options, config: Config, model: Trained, out: pathlib.Path) -> None:
-    """One of the paper's experiments, section 4 of Ho et al. 2020, as pictures."""
+    """One of the experiments of section 4 of Ho et al. 2020, or of Song et al. 2020, as pictures."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from ddpm_jax import experiments, factory, images
+    from ddpm_jax.samplers.base import initial_noise
 
     (name,) = (name for name in EXPERIMENTS if getattr(options, name) is not None)
     value, key = getattr(options, name), jax.random.key(options.seed)
     sampler = factory.make_sampler(config.sample, config.diffusion, model.schedule)
     levels = factory.make_levels(config.sample, config.diffusion, model.schedule)
-    denoise = factory.bind_denoise(config, model.network, model.schedule, model.params, config.sample.clip)
+    classes = factory.make_labels(config.sample, config.network)
+    the_class = None if config.sample.label is None else jnp.int32(config.sample.label[0])
 
-    def data(num: int) -> jax.Array:
+    def told(labels: jax.Array | None, guidance: float = config.sample.guidance) -> Denoise:
+        return factory.bind_denoise(config, model.network, model.schedule, model.params, config.sample.clip, labels, guidance)
+
+    def data(num: int) -> tuple[jax.Array, jax.Array]:
         source = factory.make_source(config.data)
-        return images.to_float(jnp.asarray(np.stack([source[i]["image"] for i in range(min(num, len(source)))])))
+        items = [source[i] for i in range(min(num, len(source)))]
+        labels = np.stack([item.get("label", -1) for item in items])
+        return images.to_float(jnp.asarray(np.stack([item["image"] for item in items]))), jnp.asarray(labels)
 
     with blame(f"--{name}"):
         match name:
             case "film":
                 shape = (min(options.num, 16), *model.image_shape)
                 moments = np.linspace(0, len(levels.t) - 2, value).round().astype(int)
+                denoise = told(classes(jnp.arange(shape[0])))
                 run = jax.jit(lambda: experiments.progressive(key, sampler, denoise, levels, shape)[1][moments])
                 rows = images.to_uint8(run()).swapaxes(0, 1)
             case "shared":
                 shape = (options.num, *model.image_shape)
-                run = jax.jit(lambda: experiments.shared(key, sampler, denoise, levels, value, shape))
+                run = jax.jit(lambda: experiments.shared(key, sampler, told(the_class), levels, value, shape))
                 rows = images.to_uint8(run())[None]
             case "interpolate":
-                pairs = data(2 * min(options.num, 8))
+                pairs, _ = data(2 * min(options.num, 8))
                 a, b = pairs[::2], pairs[1::2]
-                shares = np.linspace(0, 1, 11).tolist()
+                shares, denoise = np.linspace(0, 1, 11).tolist(), told(the_class)
                 mixed = jax.jit(lambda: experiments.interpolate(key, sampler, denoise, levels, value, a, b, shares))()
                 rows = images.to_uint8(jnp.concatenate([a[None], mixed, b[None]])).swapaxes(0, 1)
+            case "slerp":
+                ids = jnp.arange(max(min(options.num, 16) // 2, 1) * 2).reshape(-1, 2)
+                a, b = (initial_noise(key, levels, (len(ids), *model.image_shape), ids[:, end]) for end in (0, 1))
+                shares, denoise = np.linspace(0, 1, value + 2).tolist(), told(the_class)
+                try:
+                    between = jax.jit(lambda: experiments.slerp(sampler, denoise, levels, a, b, shares))()
+                except TypeError:
+                    raise UsageError(f"--slerp: expected a sampler without noise, received {config.sample.sampler}") from None
+                rows = images.to_uint8(between).swapaxes(0, 1)
             case "coding":
-                x0 = data(min(options.num, 8))
+                x0, labels = data(min(options.num, 8))
+                denoise = told(labels, 1.0)
                 times = np.linspace(0, model.schedule.num_steps - 1, value).round().astype(int).tolist()
                 variance = config.diffusion.variance.removesuffix("_raw")
                 code = jax.jit(lambda: experiments.progressive_coding(key, model.schedule, denoise, x0, times, variance))
@@ -156,10 +187,57 @@ def experiment(options: Options, config: Config, model: Trained, out: pathlib.Pa
     print(f"step {model.step} of {options.workdir}: {out / name}.png")
 
 
+def check(options: Options) -> None:
+    """Raises UsageError for what is wrong whatever the model."""
+    for name in ("num", "batch_size", "film", "slerp", "coding"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, received {getattr(options, name)}")
+    if options.first < 0:
+        raise UsageError(f"--first: expected 0 or more, received {options.first}")
+    check_seed("--seed", options.seed)
+    if len(asked := [f"--{name}" for name in EXPERIMENTS if getattr(options, name) is not None]) > 1:
+        raise UsageError(f"{asked[0]}: expected one experiment at a time, received {', '.join(asked)}")
+    for name in ("strength", "inpaint"):
+        if getattr(options, name) is not None and options.init_image is None:
+            raise UsageError(f"--{name}: expected with --init-image, received without")
+    if options.strength is not None and not 0 <= options.strength <= 1:
+        raise UsageError(f"--strength: expected 0 to 1, received {options.strength}")
+    if options.strength is not None and options.inpaint is not None:
+        raise UsageError("--strength: expected without --inpaint, which fills in from noise alone, received with")
+    if options.init_image is not None and asked:
+        raise UsageError(f"--init-image: expected without {asked[0]}, received with")
+    if not (pathlib.Path(options.workdir) / "checkpoints").is_dir():  # told before anything is imported
+        raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
+
+
+def read_edit(options: Options, image_shape: tuple[int, int, int]) -> Edit | None:
+    """What to start from in place of noise, or None. Raises UsageError for files that do not fit."""
+    from ddpm_jax import factory, images
+
+    if options.init_image is None:
+        return None
+    with blame("--init-image"):
+        image = images.load(options.init_image, image_shape) / np.float32(127.5) - 1
+    if options.inpaint is None:
+        return factory.Edit(image, strength=0.5 if options.strength is None else options.strength)
+    with blame("--inpaint"):
+        return factory.Edit(image, images.load(options.inpaint, (*image_shape[:2], 1)) / np.float32(255))
+
+
+def fingerprint(tree: Any) -> str:
+    """A hash of all arrays and numbers in a tree."""
+    import jax
+
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()
+
+
 def with_options(config: Config, options: Options) -> Config:
     """The run's config, with the sampling that was asked for."""
-    given = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "variance", "order", "grid")}
-    given = {name: value for name, value in given.items() if value is not None}
+    names = ("sampler", "steps", "eta", "variance", "order", "grid", "label", "guidance")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
     sampler = given.get("sampler", config.sample.sampler)
     of_order = ("dpm_solver_pp", "dpm_solver_pp_sde", "unipc", "deis")
     for option, methods in {"eta": ("ddim",), "variance": ("ddpm",), "order": of_order}.items():

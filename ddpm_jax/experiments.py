@@ -119,6 +119,41 @@ def interpolate(
     return jax.lax.map(at, jnp.asarray(shares))
 
 
+def slerp(sampler: Sampler, denoise: Denoise, levels: Level, a: jax.Array, b: jax.Array, shares: Sequence[float]) -> jax.Array:
+    """Interpolation between the noise that images come from, on the sphere: Eq. 67 of Song et al. 2020 (arXiv 2010.02502).
+
+        x_T = sin((1 - l) theta) / sin(theta) a + sin(l theta) / sin(theta) b,    theta the angle between a and b
+
+    Share 0 is the image that a becomes, and 1 that of b.
+
+    Args:
+        sampler: A method that draws no noise.
+        denoise: The model.
+        levels: A grid [N + 1] that goes towards the data.
+        a: Noise [B, ...], as `samplers.base.initial_noise` draws it, or as inversion finds it; b likewise.
+        b: Noise [B, ...], no multiple of a.
+        shares: l, each in [0, 1].
+
+    Returns:
+        [len(shares), B, ...].
+
+    Raises:
+        TypeError: a sampler that draws noise.
+        ValueError: a share outside [0, 1].
+    """
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"shares: expected values in [0, 1], received {shares}")
+    axes = tuple(range(1, a.ndim))
+    lengths = jnp.sqrt(jnp.sum(a**2, axes, keepdims=True) * jnp.sum(b**2, axes, keepdims=True))
+    theta = jnp.arccos(jnp.sum(a * b, axes, keepdims=True) / lengths)
+
+    def at(share: jax.Array) -> jax.Array:
+        x = (jnp.sin((1 - share) * theta) * a + jnp.sin(share * theta) * b) / jnp.sin(theta)
+        return sample(None, sampler, denoise, levels, a.shape, x_init=x)
+
+    return jax.lax.map(at, jnp.asarray(shares))
+
+
 class Coded(NamedTuple):
     """What a receiver has seen of images.
 

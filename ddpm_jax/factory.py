@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ddpm_jax import ema, guidance, images, losses, networks, samplers, schedules, sharding, timesteps, weightings
@@ -277,7 +278,23 @@ def make_labels(sample: Sample, network: Network) -> Callable[[jax.Array], jax.A
     return lambda ids: jnp.asarray(chosen, jnp.int32)[ids % len(chosen)]
 
 
-def make_draw(config: Config, network: networks.Network, schedule: Schedule, image_shape: Sequence[int]) -> Draw:
+class Edit(NamedTuple):
+    """An image to draw from, in place of noise alone.
+
+    Attributes:
+        image: float32 [H, W, C], in [-1, 1].
+        mask: [H, W, 1], 1 where the image stays and 0 where it is filled in; None to change all of it.
+        strength: Without a mask: how far, in [0, 1]. 0 leaves the image, 1 starts from its level of most noise.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None = None
+    strength: float = 1.0
+
+
+def make_draw(
+    config: Config, network: networks.Network, schedule: Schedule, image_shape: Sequence[int], edit: Edit | None = None
+) -> Draw:
     """What draws images with the config's sampler, compiled at its first call.
 
     Args:
@@ -285,6 +302,7 @@ def make_draw(config: Config, network: networks.Network, schedule: Schedule, ima
         network: The network.
         schedule: The schedule that it was trained on.
         image_shape: (H, W, C).
+        edit: What to start from, for all images alike.
 
     Returns:
         (key, params, ids [B]) -> uint8 [B, H, W, C]; image i depends on (key, ids[i]) alone.
@@ -297,14 +315,31 @@ def make_draw(config: Config, network: networks.Network, schedule: Schedule, ima
     labels = make_labels(config.sample, config.network)
     with blame("--sample.steps"):
         sampler.plan(levels)
+    if edit is not None:
+        with blame("--inpaint" if edit.mask is not None else "--strength"):
+            _check_edit(edit, sampler, levels)
 
     @functools.partial(jax.jit, compiler_options=sharding.compiler_options())
     def draw(key: jax.Array, params: Any, ids: jax.Array) -> jax.Array:
         denoise = bind_denoise(config, network, schedule, params, config.sample.clip, labels(ids), config.sample.guidance)
-        x = samplers.sample(key, sampler, denoise, levels, (len(ids), *image_shape), ids)
-        return images.to_uint8(x)
+        shape = (len(ids), *image_shape)
+        if edit is None:
+            return images.to_uint8(samplers.sample(key, sampler, denoise, levels, shape, ids))
+        image = jnp.broadcast_to(edit.image, shape)
+        if edit.mask is None:
+            return images.to_uint8(samplers.sdedit(key, sampler, denoise, levels, image, edit.strength, ids))
+        filling = samplers.inpaint(sampler, image, np.broadcast_to(edit.mask, shape))
+        return images.to_uint8(samplers.sample(key, filling, denoise, levels, shape, ids))
 
     return draw
+
+
+def _check_edit(edit: Edit, sampler: Sampler, levels: Level) -> None:
+    """Raises ValueError for a mask that inpainting refuses, a strength out of range, or one with too few steps left."""
+    if edit.mask is not None:
+        samplers.inpaint(sampler, jnp.asarray(edit.image), edit.mask).plan(levels)
+    elif len((part := samplers.grids.starting_at(levels, edit.strength)).t) > 1:
+        sampler.plan(part)
 
 
 def bind_denoise(
@@ -322,12 +357,16 @@ def bind_denoise(
         config: Says what the network was trained to predict.
         network, schedule, params: The model.
         clip: Whether x0 is clipped to [-1, 1].
-        labels: Integers, [B] or one for all; None where the network knows no classes, and to tell it none.
-        scale: Of guidance; 0 tells no labels, 1 guides nowhere.
+        labels: Integers, [B] or one for all; None or a negative one to tell no class. Of no use to a network without classes.
+        scale: Of guidance by them; 0 tells no class either, 1 is without guidance.
     """
     none = config.network.num_classes
-    if none is not None and (labels is None or scale == 0):
+    if none is None:
+        labels, scale = None, 1.0
+    elif labels is None or scale == 0:
         labels, scale = jnp.int32(none), 1.0
+    else:
+        labels = jnp.where(labels < 0, none, labels)
 
     def predict(x_t: jax.Array, t: jax.Array) -> Any:
         if labels is None:

@@ -70,6 +70,29 @@ def save_grid(path: str | os.PathLike[str], image: np.ndarray, max_size: int = 5
     _sheet(image, max_size, columns).save(path)
 
 
+def save(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Writes an image, uint8 [H, W, C], as a PNG of its own size; C as for `save_grid`."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sheet(image[None], 0, 1).save(path)
+
+
+def load(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
+    """Reads an image file of the size (H, W, C) as uint8 [H, W, C], C = 1 or 3.
+
+    Raises:
+        OSError: there is no such file, or it is no image.
+        ValueError: it has another size.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.size != (shape[1], shape[0]):
+            raise ValueError(f"expected an image {shape[1]} wide and {shape[0]} high, as the model draws, received "
+                             f"{image.size[0]} x {image.size[1]} in {path}")  # fmt: skip
+        return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
+
+
 def save_film(path: str | os.PathLike[str], frames: np.ndarray, seconds: float = 4.0) -> None:
     """Writes an animated GIF that plays for ever, each frame a grid of images and the last held for a second.
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"experiments"},
     {"cli"},
     {"networks", "config", "sharding", "checkpoint", "writers", "images"},
-    {"data", "interop", "workdir"},
+    {"data", "interop", "workdir", "gallery"},
     {"factory"},
     {"training", "evaluation"},
 ]

@@ -14,17 +14,34 @@ from ddpm_jax.data.sources import Source
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.schedules import Schedule
 
-PerImage = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
-"""(uint8 [B, H, W, C], ids [B]) -> results, each [B, ...]; those of image i depend on it and on ids[i] alone."""
+DenoiseOf = Callable[[jax.Array | None], Denoise]
+"""Labels [B], None for images without -> the Denoise that is told of them."""
+PerImage = Callable[[jax.Array, jax.Array, jax.Array | None], dict[str, jax.Array]]
+"""(uint8 [B, H, W, C], ids [B], labels [B] or None) -> results, each [B, ...]; those of image i depend on what is its own."""
 
 
-def bound(key: jax.Array, schedule: Schedule, denoise: Denoise, variance: str, image: jax.Array, ids: jax.Array):
+def bound(
+    key: jax.Array,
+    schedule: Schedule,
+    denoise_of: DenoiseOf,
+    variance: str,
+    image: jax.Array,
+    ids: jax.Array,
+    labels: jax.Array | None,
+):
     """`likelihood.bound` of images, as PerImage: `prior` [B], `terms` [B, T], `mse` [B, T]."""
-    return likelihood.bound(key, schedule, denoise, images.to_float(image), variance, ids=ids)._asdict()
+    return likelihood.bound(key, schedule, denoise_of(labels), images.to_float(image), variance, ids=ids)._asdict()
 
 
 def ode_nll(
-    key: jax.Array, schedule: Schedule, denoise: Denoise, num_steps: int, exact: bool, image: jax.Array, ids: jax.Array
+    key: jax.Array,
+    schedule: Schedule,
+    denoise_of: DenoiseOf,
+    num_steps: int,
+    exact: bool,
+    image: jax.Array,
+    ids: jax.Array,
+    labels: jax.Array | None,
 ):
     """`likelihood.ode_log_likelihood` of dequantised images, as PerImage: `bits_per_dimension` [B].
 
@@ -35,7 +52,7 @@ def ode_nll(
     x = images.to_float(image) + (keys.draw(jax.random.uniform, dequantise, image.shape[1:]) - 0.5) / 127.5
     log_snr = schedule.log_snr[np.isfinite(schedule.log_snr)]
     nats = likelihood.ode_log_likelihood(
-        None if exact else key, schedule, denoise, x, (log_snr[0], log_snr[-1]), num_steps, ids
+        None if exact else key, schedule, denoise_of(labels), x, (log_snr[0], log_snr[-1]), num_steps, ids
     )
     return {"bits_per_dimension": likelihood.bits_per_dimension(nats, math.prod(image.shape[1:]))}
 
@@ -60,9 +77,12 @@ def in_batches(per_image: PerImage, source: Source, mesh: Mesh, batch_size: int,
     def measure(batch: int) -> dict[str, np.ndarray]:
         ids = np.arange(batch * batch_size, min((batch + 1) * batch_size, num))
         all_ids = np.resize(ids, filled)
-        image = np.stack([source[int(i)]["image"] for i in all_ids])
-        placed = sharding.put_batch(mesh, {"image": image, "ids": all_ids.astype(np.int32)})
-        return {name: np.asarray(a)[: len(ids)] for name, a in compiled(placed["image"], placed["ids"]).items()}
+        items = [source[int(i)] for i in all_ids]
+        placed = sharding.put_batch(
+            mesh, {name: np.stack([item[name] for item in items]) for name in items[0]} | {"ids": all_ids.astype(np.int32)}
+        )
+        measured = compiled(placed["image"], placed["ids"], placed.get("label"))
+        return {name: np.asarray(a)[: len(ids)] for name, a in measured.items()}
 
     return measure
 

@@ -46,6 +46,8 @@ class Export:
     """Where the model was trained; its last checkpoint is used."""
     weights: Literal["ema", "raw"] = "ema"
     """The moving average, or the parameters as they are."""
+    label: int | None = None
+    """What a folder's model draws, for diffusers' pipelines know no classes: this one, or any by default."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -137,20 +139,26 @@ def export_model(argv: Sequence[str]) -> None:
         raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {given.workdir}")
 
     from ddpm_jax.interop import diffusers, weights
-    from ddpm_jax.networks import UNet
+    from ddpm_jax.networks import UNet, with_label
     from ddpm_jax.training import trained
 
     with blame("--workdir"):
         model = trained.load(given.workdir, "raw" if given.weights == "raw" else None)
     if not isinstance(model.network, UNet):
         raise UsageError(f"--workdir: expected a UNet, received {type(model.network).__name__}")
+    network, params, num_classes = model.network, model.params, model.config.network.num_classes
+    if num_classes is None and given.label is not None:
+        raise UsageError(f"--label: expected none, for this model knows no classes, received {given.label}")
+    if num_classes is not None and folder.suffix != ".safetensors":
+        with blame("--label"):
+            network, params = with_label(network, params, num_classes if given.label is None else given.label)
     with blame("FOLDER"):
         if folder.suffix == ".safetensors":
-            weights.save(folder, model.network, model.params)
+            weights.save(folder, network, params)
         else:
             diffusion, sample = model.config.diffusion, model.config.sample
             diffusers.save(
-                folder, model.network, model.params, model.schedule, diffusion.prediction,
+                folder, network, params, model.schedule, diffusion.prediction,
                 sample.variance or diffusion.variance, sample.clip, model.image_shape[:2], sample.grid,
             )  # fmt: skip
     print(f"{'average of ' if given.weights == 'ema' else ''}step {model.step} of {given.workdir}: {folder}")

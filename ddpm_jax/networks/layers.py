@@ -10,6 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Dtype = jnp.dtype | type
 
@@ -206,7 +207,7 @@ class LabelEmbedding(nn.Module):
         if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
             raise TypeError(f"labels: expected integers, received {jnp.result_type(labels)}")
         table = self.param("embedding", nn.initializers.normal(1.0), (self.num_classes, self.features), jnp.float32)
-        known = (labels >= 0) & (labels < self.num_classes)
-        if not isinstance(labels, jax.core.Tracer) and not known.all():
+        if not isinstance(labels, jax.core.Tracer) and not np.isin(labels, np.arange(self.num_classes)).all():
             raise ValueError(f"labels: expected 0..{self.num_classes - 1}, received {labels}")
+        known = (labels >= 0) & (labels < self.num_classes)
         return jnp.where(known[:, None], table[jnp.where(known, labels, 0)], jnp.nan).astype(self.dtype)

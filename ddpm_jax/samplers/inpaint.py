@@ -32,7 +32,7 @@ class Coefficients(NamedTuple):
     std: Array
 
 
-def inpaint(sampler: base.Sampler, known: jax.Array, mask: jax.Array, noise: jax.Array | None = None) -> base.Sampler:
+def inpaint(sampler: base.Sampler, known: jax.Array, mask: Array, noise: jax.Array | None = None) -> base.Sampler:
     """Replacement (Song et al. 2021, arXiv 2011.13456, appendix I.2): known pixels are drawn from q(x_s | known).
 
         x_s <- mask (alpha_s known + sigma_s noise) + (1 - mask) x_s
@@ -71,7 +71,7 @@ def inpaint(sampler: base.Sampler, known: jax.Array, mask: jax.Array, noise: jax
     return base.Sampler(plan, checking_shape(sampler, known), step)
 
 
-def repaint(sampler: base.Sampler, known: jax.Array, mask: jax.Array) -> base.Sampler:
+def repaint(sampler: base.Sampler, known: jax.Array, mask: Array) -> base.Sampler:
     """RePaint, Algorithm 1 of Lugmayr et al. 2022 (arXiv 2201.09865): replacement, on a grid that goes back and forth.
 
     Steps to the data are the wrapped sampler's, with known pixels put in their place; steps to noise call no network and
@@ -143,7 +143,7 @@ def put(known: jax.Array, mask: jax.Array, x: jax.Array, level: Level, eps: jax.
     return mask * add_noise(level, jnp.asarray(known, x.dtype), eps.astype(x.dtype)) + (1 - mask) * x
 
 
-def checked_mask(mask: jax.Array, known: jax.Array) -> jax.Array:
+def checked_mask(mask: Array, known: jax.Array) -> jax.Array:
     """The mask in the shape and dtype of the data; ValueError as `inpaint` has it."""
     if mask.shape not in (known.shape, (*known.shape[:-1], 1)):
         raise ValueError(f"mask: expected shape {known.shape}, its last axis perhaps 1, received {mask.shape}")
@@ -153,7 +153,7 @@ def checked_mask(mask: jax.Array, known: jax.Array) -> jax.Array:
             raise ValueError(f"mask: expected values from 0 to 1, received {values.min()} to {values.max()}")
         if not np.any(values):
             raise ValueError("mask: expected 1 where pixels are known, received zeros alone")
-    return jnp.broadcast_to(mask, known.shape).astype(known.dtype)
+    return jnp.broadcast_to(jnp.asarray(mask), known.shape).astype(known.dtype)
 
 
 def checking_shape(sampler: base.Sampler, known: jax.Array) -> Any:
