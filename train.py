@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> None:
     network = factory.make_network(config, image_shape)
     loss = factory.make_loss(config.loss, config.diffusion, schedule)
     history, draw_times = factory.make_times(config.loss, schedule.num_steps, config.train.batch_size)
-    optimizer = factory.make_optimizer(config.optimizer, config.train.num_steps)
+    learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
+    optimizer = factory.make_optimizer(config.optimizer, learning_rate)
     averages = factory.make_averages(config.ema, config.train.batch_size)
     drawn_with = next(iter(averages))
     draw = factory.make_draw(config, network, schedule, image_shape)
@@ -48,14 +49,15 @@ def main(argv: Sequence[str]) -> None:
     with blame("--network"):
         abstract = sharding.abstract(init, sharding.replicated(mesh))
     with blame("--train.batch_size"):
-        sharding.check_batch_size(mesh, config.train.batch_size)
+        sharding.check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
     batches = pipeline.batches(
         source, config.train.batch_size, config.train.seed,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     train_step = make_train_step(
-        key, network, loss, draw_times, optimizer, averages,
-        num_classes=config.network.num_classes, label_dropout=config.train.label_dropout, random_flip=config.data.random_flip,
+        key, network, loss, draw_times, optimizer, learning_rate, averages, schedule.num_steps,
+        accumulate=config.train.accumulate, num_classes=config.network.num_classes,
+        label_dropout=config.train.label_dropout, random_flip=config.data.random_flip,
     )  # fmt: skip
 
     if config.train.tensorboard:

@@ -161,8 +161,8 @@ def make_network(config: Config, image_shape: Sequence[int]) -> networks.Network
     )
 
 
-def make_optimizer(optimizer: Optimizer, num_steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then Adam with warm-up, section 4 and appendix B of Ho et al. 2020."""
+def make_learning_rate(optimizer: Optimizer, num_steps: int) -> optax.Schedule:
+    """The learning rate by the number of updates before: warm-up, appendix B of Ho et al. 2020, then perhaps a decay."""
     warmup = optax.linear_schedule(0.0, optimizer.learning_rate, max(optimizer.warmup_steps, 1))
     match optimizer.decay:
         case "constant":
@@ -172,8 +172,12 @@ def make_optimizer(optimizer: Optimizer, num_steps: int) -> optax.GradientTransf
             after = optax.cosine_decay_schedule(optimizer.learning_rate, steps)
         case _:
             raise UsageError(f"--optimizer.decay: expected constant or cosine, received {optimizer.decay}")
-    schedule = optax.join_schedules([warmup, after], [optimizer.warmup_steps])
-    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), optax.adam(schedule))
+    return optax.join_schedules([warmup, after], [optimizer.warmup_steps])
+
+
+def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping by the global norm, then Adam, section 4 and appendix B of Ho et al. 2020."""
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), optax.adam(learning_rate))
 
 
 def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Share]:

@@ -38,10 +38,11 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raises ValueError where a global batch cannot be divided evenly among the devices."""
-    if batch_size % mesh.size:
-        raise ValueError(f"expected a multiple of {mesh.size} (devices), received {batch_size}")
+def check_batch_size(mesh: Mesh, batch_size: int, num_parts: int = 1) -> None:
+    """Raises ValueError where a global batch cannot be divided evenly into microbatches, and those among the devices."""
+    if batch_size % (mesh.size * num_parts):
+        parts = f" x {num_parts} (--train.accumulate)" if num_parts > 1 else ""
+        raise ValueError(f"expected a multiple of {mesh.size} (devices){parts}, received {batch_size}")
 
 
 def put_ids(mesh: Mesh, ids: Sequence[int]) -> jax.Array:

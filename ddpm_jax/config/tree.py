@@ -156,6 +156,8 @@ class Train:
     """Training steps in all."""
     batch_size: int = 128
     """Images a step, over all devices."""
+    accumulate: int = 1
+    """Parts of a batch that go through the network one after another, to need less memory; the result is the same."""
     label_dropout: float = 0.1
     """Share of images whose class is withheld, so that samples can be guided."""
     seed: int = 0
@@ -248,8 +250,8 @@ class Config:
 
 
 MAY_CHANGE = (
-    "workdir", "data.path", "data.data_dir", "optimizer.learning_rate", "train.num_steps", "train.log_every",
-    "train.sample_every", "train.remat", "train.tensorboard", "sample.", "checkpoint.", "devices.",
+    "workdir", "data.path", "data.data_dir", "optimizer.learning_rate", "train.num_steps", "train.accumulate",
+    "train.log_every", "train.sample_every", "train.remat", "train.tensorboard", "sample.", "checkpoint.", "devices.",
     "ema.snapshot",
 )  # fmt: skip
 """Fields that a run may resume with other values of; the others decide what it is."""
@@ -291,6 +293,7 @@ def check(config: Config) -> None:
         "optimizer.clip_norm": config.optimizer.clip_norm,
         "train.num_steps": config.train.num_steps,
         "train.batch_size": config.train.batch_size,
+        "train.accumulate": config.train.accumulate,
         "train.log_every": config.train.log_every,
         "train.sample_every": config.train.sample_every,
         "sample.num": config.sample.num,

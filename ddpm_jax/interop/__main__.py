@@ -72,22 +72,19 @@ def import_model(argv: Sequence[str]) -> None:
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UsageError(f"--workdir: expected a new or empty folder, received {workdir}")
 
-    import jax  # here and below: the libraries of checkpoints and data take seconds to load
-    import jax.numpy as jnp
-
-    from ddpm_jax import factory
+    from ddpm_jax import factory  # here and below: the libraries of checkpoints and data take seconds to load
     from ddpm_jax.checkpoint import Checkpoints
     from ddpm_jax.interop import diffusers
-    from ddpm_jax.training.state import TrainState, num_params
+    from ddpm_jax.training.state import begin, num_params
 
     with blame("FOLDER"):
         model = diffusers.load(given.folder)
     config = config_of(model, given.workdir)
     assert model.image_size is not None
     image_shape = [*model.image_size, model.params["params"]["stem"]["kernel"].shape[2]]
-    optimizer = factory.make_optimizer(config.optimizer, config.train.num_steps)
-    average = {"decay": jax.tree.map(jnp.copy, model.params)}
-    state = TrainState(jnp.zeros((), jnp.int32), model.params, optimizer.init(model.params), average)
+    learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
+    optimizer = factory.make_optimizer(config.optimizer, learning_rate)
+    state = begin(model.params, optimizer)
     with claim(config), Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         checkpoints.save(0, state.parts(), {"config": dataclasses.asdict(config), "image_shape": image_shape})
         write_config(workdir, config)

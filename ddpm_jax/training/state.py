@@ -13,6 +13,18 @@ from ddpm_jax import keys
 from ddpm_jax.networks import Network
 
 
+class Skipped(NamedTuple):
+    """How many steps changed nothing, since their loss or gradient was not finite.
+
+    Attributes:
+        total: All of them, int32 scalar.
+        in_a_row: The last ones without another between, int32 scalar.
+    """
+
+    total: jax.Array
+    in_a_row: jax.Array
+
+
 class TrainState(NamedTuple):
     """Everything that changes in training; all randomness follows from the seed and the step.
 
@@ -21,6 +33,7 @@ class TrainState(NamedTuple):
         params: The network's variables.
         opt_state: The optimizer's.
         ema: Moving averages of params, by name.
+        skipped: The steps that changed nothing.
         history: The LossHistory of importance sampling, () without.
     """
 
@@ -28,6 +41,7 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     ema: dict[str, Any]
+    skipped: Skipped
     history: Any = ()
 
     def parts(self) -> dict[str, Any]:
@@ -64,7 +78,7 @@ def init_state(
     averages: Iterable[str] = ("decay",),
     history: Any = (),
 ) -> TrainState:
-    """The state before the first step, its averages copies of the parameters.
+    """The state before the first step.
 
     Args:
         key: A typed key.
@@ -77,9 +91,16 @@ def init_state(
     Raises:
         ValueError: images that the network cannot take.
     """
-    params = init_params(key, network, image_shape)
+    return begin(init_params(key, network, image_shape), optimizer, averages, history)
+
+
+def begin(
+    params: Any, optimizer: optax.GradientTransformation, averages: Iterable[str] = ("decay",), history: Any = ()
+) -> TrainState:
+    """The state that training starts from with given parameters, its averages copies of them."""
+    none = jnp.zeros((), jnp.int32)
     copies = {name: jax.tree.map(jnp.copy, params) for name in averages}
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copies, history)
+    return TrainState(none, params, optimizer.init(params), copies, Skipped(none, none), history)
 
 
 def num_params(params: Any) -> int:

@@ -13,7 +13,10 @@ from ddpm_jax import ema, images, keys, timesteps
 from ddpm_jax.losses import LossOf
 from ddpm_jax.networks import Network
 from ddpm_jax.timesteps import DrawTimes
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.state import Skipped, TrainState
+
+QUARTERS = 4
+"""The times are divided into as many parts, the loss of each of which is a metric of its own."""
 
 Batch = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -25,8 +28,11 @@ def make_train_step(
     loss: LossOf,
     draw_times: DrawTimes,
     optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
     averages: Mapping[str, ema.Share],
+    num_times: int,
     *,
+    accumulate: int = 1,
     num_classes: int | None = None,
     label_dropout: float = 0.0,
     random_flip: bool = False,
@@ -34,7 +40,8 @@ def make_train_step(
     """Makes the training step; the caller compiles it, with the state donated.
 
     What is random (noise level, noise, flip, dropout, labels withheld) follows from (key, step, place in the global batch)
-    alone, so it is the same on any number of devices.
+    alone, so it is the same on any number of devices and in any number of microbatches. A step whose loss or gradient is not
+    finite changes nothing but the step and the count of those skipped.
 
     Args:
         key: A typed key, the run's seed.
@@ -42,14 +49,19 @@ def make_train_step(
         loss: (key, predict, x0, ids, t) -> losses [B].
         draw_times: (key, history, ids) -> t and the weights of their losses, each [B].
         optimizer: What turns gradients into updates.
+        learning_rate: Of the optimizer, by the number of updates before; for the metrics.
         averages: How far each average of the state moves.
+        num_times: T; for the metrics.
+        accumulate: Microbatches whose gradients are averaged before the optimizer sees them; divides B.
         num_classes: Of the batches' `label`, which is also the label that stands for none; None to train without labels.
         label_dropout: The share of examples whose label is withheld, for classifier-free guidance (Ho & Salimans 2022).
         random_flip: Whether images are mirrored at random.
 
     Returns:
-        (state, batch with `image` uint8 [B, H, W, C] and, where there are classes, `label` [B]) -> (state, metrics: scalars
-        `loss`, `grad_norm`, `is_finite`).
+        (state, batch with `image` uint8 [B, H, W, C] and, where there are classes, `label` [B]) -> (state, metrics): scalars
+        `loss`, `grad_norm`, before clipping, `param_norm`, `learning_rate`, `is_finite`, `skipped`, in all, and
+        `skipped_in_a_row`; and by quarters of the times [4] `quarter_losses`, the sums of the losses, and `quarter_counts`,
+        of how many.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -66,23 +78,38 @@ def make_train_step(
         dropout_keys = keys.per_example(key_of("dropout"), ids)
         t, weights = draw_times(key_of("loss"), state.history, ids)
 
-        def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
+        def loss_of(params: Any, examples: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+            x0, labels, ids, dropout_keys, t, weights = examples
+
             def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
                 return predict_in_training(network, params, x_t, t, dropout_keys, labels)
 
             losses = loss(key_of("loss"), predict, x0, ids, t)
             return jnp.mean(weights * losses), losses
 
-        (mean, losses), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        examples = (x0, labels, ids, dropout_keys, t, weights)
+        mean, losses, gradient = _mean_gradient(loss_of, state.params, examples, accumulate)
+        num_updates = state.step - state.skipped.total
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        moved = {name: ema.update(state.ema[name], params, state.step, share) for name, share in averages.items()}
-        grad_norm = optax.tree.norm(gradient)
-        metrics = {"loss": mean, "grad_norm": grad_norm, "is_finite": jnp.isfinite(mean) & jnp.isfinite(grad_norm)}
+        moved = {name: ema.update(state.ema[name], params, num_updates, share) for name, share in averages.items()}
         history = state.history
         if isinstance(history, timesteps.LossHistory):
             history = timesteps.remember(history, t, losses)
-        return TrainState(state.step + 1, params, opt_state, moved, history), metrics
+        grad_norm = optax.tree.norm(gradient)
+        is_finite = jnp.isfinite(mean) & jnp.isfinite(grad_norm)
+        skipped = Skipped(state.skipped.total + ~is_finite, jnp.where(is_finite, 0, state.skipped.in_a_row + 1))
+        state = _changed_if(is_finite, TrainState(state.step + 1, params, opt_state, moved, skipped, history), state)
+        metrics = {
+            "loss": mean,
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(state.params),
+            "learning_rate": jnp.asarray(learning_rate(num_updates)),
+            "is_finite": is_finite,
+            "skipped": skipped.total,
+            "skipped_in_a_row": skipped.in_a_row,
+        }
+        return state, metrics | _by_quarters(t, losses, num_times)
 
     return train_step
 
@@ -91,6 +118,42 @@ def withhold(example_keys: jax.Array, labels: jax.Array, share: float, none: int
     """Labels [B], of which negative ones and a random share become the one that stands for none; example i's by key i."""
     withheld = keys.draw(jax.random.bernoulli, example_keys, share)
     return jnp.where(withheld | (labels < 0), none, labels)
+
+
+def _mean_gradient(
+    loss_of: Callable[..., tuple[jax.Array, jax.Array]], params: Any, examples: tuple[Any, ...], num_parts: int
+) -> tuple[jax.Array, jax.Array, Any]:
+    """The loss of a batch, the losses of its examples [B], and the gradient, by num_parts microbatches one after another.
+
+    A microbatch is every num_parts-th example: each device then has its share of it already.
+    """
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+    if num_parts == 1:
+        (mean, losses), gradient = gradient_of(params, examples)
+        return mean, losses, gradient
+
+    def add(total: Any, part: tuple[Any, ...]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        x0 = part[0] + 0 * jax.tree.leaves(total)[0].ravel()[0]  # so that XLA finishes one part before it begins another
+        of_part, gradient = gradient_of(params, (x0, *part[1:]))
+        return jax.tree.map(jnp.add, total, gradient), of_part
+
+    parts = jax.tree.map(lambda a: a.reshape(-1, num_parts, *a.shape[1:]).swapaxes(0, 1), examples)
+    unroll = jax.default_backend() == "cpu"  # where the gradient of a convolution is 20 times slower within a loop
+    total, (means, losses) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts, unroll=unroll)
+    return jnp.mean(means), losses.T.reshape(-1), jax.tree.map(lambda a: a / num_parts, total)
+
+
+def _changed_if(is_finite: jax.Array, after: TrainState, before: TrainState) -> TrainState:
+    """The state after a step: where not all was finite, only the step and the count of those skipped differ."""
+    kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
+    return kept._replace(step=after.step, skipped=after.skipped)
+
+
+def _by_quarters(t: jax.Array, losses: jax.Array, num_times: int) -> dict[str, jax.Array]:
+    """The sums of losses [B] over the quarters of the times, and their numbers, each [4]."""
+    quarter = t * QUARTERS // num_times
+    sums, counts = (jnp.zeros(QUARTERS).at[quarter].add(each) for each in (losses, jnp.ones_like(losses)))
+    return {"quarter_losses": sums, "quarter_counts": counts}
 
 
 def predict_in_training(
