@@ -77,6 +77,18 @@ def test_coding_spends_the_bound_and_ends_at_the_image():
             assert abs(ours.mean() - theirs.mean()) <= 4 * error + 1e-6
 
 
+def test_between_two_noises_the_ends_are_the_two_images_and_the_way_is_on_the_sphere():
+    a, b = (samplers.base.initial_noise(KEY, LEVELS, (3, 64), np.arange(3) + first) for first in (0, 3))
+    path = experiments.slerp(samplers.ddim(), denoise, LEVELS, a, b, [0.0, 0.25, 0.5, 1.0])
+    whole = samplers.sample(KEY, samplers.ddim(), denoise, LEVELS, (6, 64))
+    np.testing.assert_allclose(path[0], whole[:3], atol=1e-4)
+    np.testing.assert_allclose(path[-1], whole[3:], atol=1e-4)
+    still = samplers.ddim()._replace(step=lambda keys, d, x, state, c: (x, state, d(x, SCHEDULE.level(9))))
+    middle = experiments.slerp(still, denoise, LEVELS, a, b, [0.5])[0]
+    cos = np.sum(a * b, 1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(middle, (a + b) / np.sqrt(2 * (1 + cos))[:, None], atol=1e-5)
+
+
 def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="t: expected at least 0, the last time of the grid, received -1"):
         experiments.tail(LEVELS, -1)
@@ -85,3 +97,7 @@ def test_mistakes_are_refused():
         experiments.interpolate(KEY, samplers.ddim(), denoise, LEVELS, 50, x0, x0, [1.5])
     with pytest.raises(ValueError, match=r"0\.\.199"):
         experiments.progressive_coding(KEY, SCHEDULE, denoise, x0, [200])
+    with pytest.raises(ValueError, match="shares"):
+        experiments.slerp(samplers.ddim(), denoise, LEVELS, jnp.ones((1, 2)), jnp.zeros((1, 2)), [2.0])
+    with pytest.raises(TypeError, match="key"):
+        experiments.slerp(samplers.ddpm(), denoise, LEVELS, jnp.ones((1, 2)), jnp.ones((1, 2)), [0.5])

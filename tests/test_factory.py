@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_jax import config, factory, samplers
 from ddpm_jax.cli import UsageError
-from ddpm_jax.config import Diffusion, Loss, Sample
+from ddpm_jax.config import Config, Diffusion, Loss, Network, Sample
 from ddpm_jax.denoiser import make_denoise
 
 NAMES = {
@@ -62,3 +62,50 @@ def test_every_weighting_is_a_loss(weighting):
     loss = of(jax.random.key(0), lambda x, t: jnp.zeros_like(x), x0, ids, t)
     assert loss.shape == (2,)
     assert np.all(loss > 0)
+
+
+def test_labels_are_drawn_in_turn_and_guidance_goes_from_none_to_the_class():
+    """The network says the label that it is told, scaled; 3 stands for none."""
+    told = Config(workdir="", network=Network(num_classes=3), diffusion=Diffusion(prediction="x0"))
+    classes = factory.make_labels(Sample(label=(2, 0)), told.network)
+    np.testing.assert_array_equal(classes(jnp.arange(3, 8)), [0, 2, 0, 2, 0])
+    np.testing.assert_array_equal(factory.make_labels(Sample(), told.network)(jnp.arange(5)), [0, 1, 2, 0, 1])
+
+    class Echo:
+        def apply(self, params, x_t, t, labels=None):
+            return x_t * 0 + labels[:, None] / 10
+
+    schedule, x_t = factory.make_schedule(told.diffusion), jnp.ones((4, 2))
+
+    def x0(labels, scale=1.0):
+        denoise = factory.bind_denoise(told, Echo(), schedule, {}, False, labels, scale)
+        return np.asarray(denoise(x_t, schedule.level(9)).x0)[:, 0]
+
+    labels = jnp.array([0, 1, 2, -1])
+    np.testing.assert_allclose(x0(labels), [0, 0.1, 0.2, 0.3], atol=1e-6)
+    np.testing.assert_allclose(x0(jnp.int32(1)), 0.1, atol=1e-6)
+    np.testing.assert_allclose([x0(None), x0(labels, 0.0)], 0.3, atol=1e-6)
+    np.testing.assert_allclose(x0(labels, 2.0), [-0.3, -0.1, 0.1, 0.3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sample, classes, said",
+    [
+        (Sample(label=(3,)), 3, r"--sample.label: expected classes in 0..2, received \(3,\)"),
+        (Sample(label=()), 3, "--sample.label: expected classes in 0..2"),
+        (Sample(label=(0,)), None, "--sample.label: expected none"),
+        (Sample(guidance=2.0), None, "--sample.guidance: expected 1"),
+        (Sample(guidance=float("inf")), 3, "--sample.guidance: expected a finite number"),
+    ],
+)
+def test_labels_and_guidance_that_the_network_does_not_have(sample, classes, said):
+    with pytest.raises(UsageError, match=said):
+        factory.make_labels(sample, Network(num_classes=classes))
+
+
+def test_classes_that_the_data_do_not_have_are_refused():
+    data = factory.make_source(config.Data())
+    factory.check_labels(Network(num_classes=10), data)
+    factory.check_labels(Network(), data)
+    with pytest.raises(UsageError, match=r"--network.num_classes: expected 10, as the data have, received 9"):
+        factory.check_labels(Network(num_classes=9), data)

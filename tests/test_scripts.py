@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import termios
+import time
 
 import numpy as np
 import pytest
@@ -95,8 +96,9 @@ def test_training_that_has_ended_stays_as_it_is(trained):
 def test_the_papers_experiments_are_drawn(trained, tmp_path):
     workdir, _ = trained
     draw = lambda *args: run("sample.py", "--workdir", workdir, "--out", tmp_path, "--num", 3, *args)  # noqa: E731
-    sizes = {"film": (5, 3), "shared": (2, 2), "interpolate": (13, 3), "coding": (5, 3)}
-    options = {"film": (5,), "shared": (500, "--sampler", "ddpm"), "interpolate": (500,), "coding": (4,)}
+    sizes = {"film": (5, 3), "shared": (2, 2), "interpolate": (13, 3), "slerp": (4, 1), "coding": (5, 3)}
+    options = {"film": (5, "--guidance", 2), "shared": (500, "--sampler", "ddpm"), "interpolate": (500, "--label", 3)}
+    options |= {"slerp": (2, "--label", 3), "coding": (4,)}
     for name, (columns, rows) in sizes.items():
         result = draw(f"--{name}", *options[name])
         assert result.returncode == 0, result.stderr
@@ -121,6 +123,65 @@ def test_sampling_needs_the_workdir_alone(trained, tmp_path):
     assert not np.array_equal(b, c)
     assert not np.array_equal(b, d)
     assert Image.open(tmp_path / "a" / "grid.png").size == (3 * 19 * 9 - 19, 2 * 19 * 9 - 19), "enlarged 19 times"
+    eight = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
+    assert run("sample.py", "--workdir", workdir, "--num", 8, "--out", tmp_path / "e", env=eight).returncode == 0
+    e = np.load(tmp_path / "e" / "samples.npz")["image"]
+    assert np.abs(e[:5].astype(int) - a).max() <= 1, "on eight devices too"
+
+
+def test_a_killed_run_of_sampling_goes_on_to_the_same_images(trained, tmp_path):
+    command = [sys.executable, str(ROOT / "sample.py"), "--workdir", str(trained[0]), "--num", "40", "--batch-size", "2"]
+    command += ["--first", "3", "--guidance", "2", "--png", "True", "--out"]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "killed").rglob("*.npy"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()
+    left = sorted((tmp_path / "killed" / "unfinished").glob("*.npy"))
+    assert 3 <= len(left) <= 21 and not (tmp_path / "killed" / "samples.npz").exists()
+    os.utime(left[0], ns=(1, 1))
+    before = left[0].read_bytes()
+    left[0].write_bytes(before[:-2] + b"ab")  # so that it shows whether it is drawn again
+    for folder in ("killed", "whole"):
+        result = subprocess.run([*command, str(tmp_path / folder)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    killed, whole = (np.load(tmp_path / folder / "samples.npz")["image"] for folder in ("killed", "whole"))
+    assert whole.shape == (40, 8, 8, 1)
+    assert killed[0].reshape(-1)[-2:].tolist() == list(b"ab"), "what was drawn stays"
+    np.testing.assert_array_equal(killed[1:], whole[1:])
+    np.testing.assert_array_equal(Image.open(tmp_path / "whole" / "images" / "000042.png"), whole[-1, ..., 0])
+
+
+def test_an_image_is_filled_in_and_departed_from(trained, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, :5] = 255
+    Image.fromarray(image).save(tmp_path / "x.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(0 * mask).save(tmp_path / "black.png")
+    Image.fromarray(mask[:4]).save(tmp_path / "half.png")
+    draw = lambda *args: run("sample.py", "--workdir", trained[0], "--num", 3, "--init-image", "x.png", *args, cwd=tmp_path)  # noqa: E731
+    assert draw("--inpaint", "mask.png", "--out", "filled").returncode == 0
+    assert draw("--strength", 0, "--out", "same").returncode == 0
+    assert draw("--strength", 0.6, "--out", "edited").returncode == 0
+    filled, same, edited = (np.load(tmp_path / name / "samples.npz")["image"][..., 0] for name in ("filled", "same", "edited"))
+    np.testing.assert_array_equal(filled[:, :, :5], np.tile(image[:, :5], (3, 1, 1)))
+    assert np.std(filled[:, :, 5:], axis=0).mean() > 1
+    np.testing.assert_array_equal(same, np.tile(image, (3, 1, 1)))
+    assert not np.array_equal(edited, same)
+    mistakes = {
+        ("--inpaint", "black.png"): "--inpaint: mask: expected 1 where pixels are known, received zeros alone",
+        ("--inpaint", "half.png"): "--inpaint: expected an image 8 wide and 8 high",
+        ("--strength", "1.5"): "--strength: expected 0 to 1, received 1.5",
+        ("--inpaint", "mask.png", "--strength", "1"): "--strength: expected without --inpaint",
+    }
+    for args, said in mistakes.items():
+        result = draw(*args, "--out", "none")
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert said in result.stderr
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
@@ -182,6 +243,11 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(tmp_path, args, sa
         (["--sampler", "unipc", "--order", "3", "--steps", "2"], "--steps: levels: unipc expected at least 3 steps"),
         (["--order", "2"], "--order: expected with --sampler dpm_solver_pp or"),
         (["--film", "0"], "--film: expected at least 1, received 0"),
+        (["--first", "-1"], "--first: expected 0 or more"),
+        (["--label", "10"], "error: --label: expected classes in 0..9, received (10,)"),
+        (["--strength", "0.5"], "--strength: expected with --init-image"),
+        (["--init-image", "missing.png"], "--init-image: "),
+        (["--slerp", "3", "--sampler", "ddpm"], "--slerp: expected a sampler without noise, received ddpm"),
         (["--film", "3", "--coding", "3"], "--film: expected one experiment at a time"),
         (["--interpolate", "-1"], "--interpolate: t: expected at least 0"),
         (["--variance", "learned", "--sampler", "ddpm"], "--variance: expected fixed_small or fixed_large"),

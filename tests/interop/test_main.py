@@ -11,12 +11,13 @@ import sys
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 
 from ddpm_jax import factory, sharding
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.cli import UsageError
-from ddpm_jax.config import Data, Network, Train, changes, from_dict, read_config
+from ddpm_jax.config import Config, Data, Network, Train, changes, from_dict, read_config
 from ddpm_jax.interop import __main__ as script
 from ddpm_jax.interop import diffusers, files, weights
 from ddpm_jax.networks import UNet
@@ -105,6 +106,29 @@ def test_how_it_is_trained_is_open_until_it_is_what_it_is_never(imported):
     assert changes(chosen, dataclasses.replace(chosen, train=Train(batch_size=2)))[1] == ["train.seed: 1 -> 0"]
     other = dataclasses.replace(begun, network=dataclasses.replace(begun.network, norm_eps=0.1))
     assert changes(begun, other)[1] == ["network.norm_eps: 1e-06 -> 0.1"]
+
+
+def test_a_model_of_classes_goes_out_as_one_of_any_or_of_one(tmp_path):
+    """Pipelines tell no class, so the exported network has none; its output is that of ours when it is told so."""
+    network = Network(channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), num_groups=4, num_classes=3)
+    config = Config(workdir=str(tmp_path / "run"), network=network)
+    ours = factory.make_network(config, (8, 8, 1))
+    x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), np.array([5, 900])
+    params = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape) / 4, ours.init(jax.random.key(0), x, t))
+    with Checkpoints(tmp_path / "run" / "checkpoints", 1) as checkpoints:
+        metadata = {"config": dataclasses.asdict(config), "image_shape": [8, 8, 1]}
+        checkpoints.save(0, state.begin(params, optax.identity()).parts(), metadata)
+    for name, extra, label in (("any", [], 3), ("one", ["--label", "1"], 1)):
+        script.main(["export", str(tmp_path / name), "--workdir", str(tmp_path / "run"), *extra])
+        theirs = diffusers.load(tmp_path / name)
+        assert theirs.network.num_classes is None
+        told = ours.apply(params, x, t, np.full(2, label))
+        np.testing.assert_allclose(theirs.network.apply(theirs.params, x, t), told, atol=1e-5)
+        assert np.std(told) > 0.1
+    with pytest.raises(UsageError, match="--label: label: expected one of 4 classes, received 4"):
+        script.main(["export", str(tmp_path / "new"), "--workdir", str(tmp_path / "run"), "--label", "4"])
+    script.main(["export", str(tmp_path / "model.safetensors"), "--workdir", str(tmp_path / "run")])
+    chex.assert_trees_all_equal(weights.load(tmp_path / "model.safetensors", ours, (8, 8, 1)), params)
 
 
 @pytest.mark.parametrize(

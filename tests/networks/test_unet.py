@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import sharding
-from ddpm_jax.networks import UNet, layers, timestep_embedding
+from ddpm_jax.networks import UNet, layers, timestep_embedding, with_label
 
 KEY = jax.random.key(0)
 SMALL = UNet(channels=16, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,), num_groups=8)
@@ -248,3 +248,29 @@ def test_remat_changes_the_memory_of_the_gradient_alone():
     scale = max(np.abs(a).max() for a in jax.tree.leaves(gradient))
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(again[1]), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6 * scale)
+
+
+def test_a_label_becomes_a_bias():
+    network = SMALL.clone(num_classes=3)
+    x, t = jax.random.normal(KEY, (4, 8, 8, 1)), jnp.array([0, 10, 500, 999])
+    variables = variables_of(network, x.shape)
+    for label in (0, 2):
+        plain, rest = with_label(network, variables, label)
+        assert count(plain, x.shape) == count(network, x.shape) - 3 * 64
+        np.testing.assert_allclose(plain.apply(rest, x, t), network.apply(variables, x, t, jnp.full(4, label)), atol=1e-5)
+    for classes, label in ((network, 3), (network, -1), (SMALL, 0)):
+        with pytest.raises(ValueError, match="label: expected one of"):
+            with_label(classes, variables, label)
+
+
+def test_a_condition_joins_the_channels():
+    x, t, condition = jax.random.normal(KEY, (2, 8, 8, 1)), jnp.array([3, 700]), jnp.ones((2, 8, 8, 2))
+    variables = random_values(jax.eval_shape(SMALL.init, KEY, x, t, None, condition))
+    assert variables["params"]["stem"]["kernel"].shape == (3, 3, 3, 16)
+    output = SMALL.apply(variables, x, t, None, condition)
+    assert output.shape == x.shape
+    joined = SMALL.clone(out_channels=1).apply(variables, jnp.concatenate([x, condition], axis=-1), t)
+    np.testing.assert_array_equal(output, joined)
+    assert not np.allclose(output, SMALL.apply(variables, x, t, None, 2 * condition), atol=1e-3)
+    with pytest.raises(ValueError, match="condition: expected shape"):
+        SMALL.apply(variables, x, t, None, condition[:, :4])

@@ -215,3 +215,37 @@ def test_times_are_drawn_as_asked_and_importance_remembers(times):
         assert (state.history.losses.sum(axis=1) > 0).sum() == (state.history.seen > 0).sum()
     else:
         assert state.history == ()
+
+
+class Told(nn.Module):
+    """Predicts nothing but a number for its label: 3 of none, and otherwise 0, 1 or 2."""
+
+    @nn.compact
+    def __call__(self, x_t, t, labels=None, *, train=False):
+        shift = self.param("shift", nn.initializers.zeros, (4,))
+        return jnp.zeros_like(x_t) + shift[labels][:, None, None, None]
+
+
+def test_labels_reach_the_network_and_a_share_is_withheld():
+    """Plain gradient descent moves the entries of the labels that it saw, in proportion to how often it did."""
+    optimizer = optax.sgd(1.0)
+    labels = jnp.array([0, 0, 0, 0, 1, 1, -1, -1])
+    batch = {"image": jnp.full((8, 2, 2, 1), 255, jnp.uint8), "label": labels}
+    params = {"params": {"shift": jnp.zeros(4)}}
+    of = lambda key, predict, x0, ids, t: jnp.mean(predict(x0, t) - x0, (1, 2, 3))  # noqa: E731
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), {})
+    times = lambda key, history, ids: (jnp.zeros(8, jnp.int32), jnp.ones(8))  # noqa: E731
+
+    def seen(share, steps=1):
+        train_step = jax.jit(step.make_train_step(KEY, Told(), of, times, optimizer, {}, num_classes=3, label_dropout=share))
+        after = state
+        for _ in range(steps):
+            after, _ = train_step(after, batch)
+        return -after.params["params"]["shift"] / steps
+
+    np.testing.assert_allclose(seen(0.0), [0.5, 0.25, 0, 0.25], atol=1e-6)
+    share = 0.3  # of 6 labels in 200 steps: 360 are withheld, to 4 standard deviations of 16
+    found = seen(share, steps=200)
+    assert abs(found[3] - (0.25 + share * 6 / 8)) < 4 * 16 / 1600
+    assert found[0] > found[1] > 0.1
+    np.testing.assert_allclose(found.sum(), 1, atol=1e-5)
