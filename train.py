@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
     key = jax.random.key(config.train.seed)
     init = functools.partial(init_state, key, network, optimizer, image_shape, averages, history)
     with blame("--network"):
-        abstract = sharding.abstract(init, sharding.replicated(mesh))
+        layout = factory.make_layout(config.devices, mesh, init)
+        abstract = sharding.abstract(init, layout)
     with blame("--train.batch_size"):
         sharding.check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
     batches = pipeline.batches(
@@ -58,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
         key, network, loss, draw_times, optimizer, learning_rate, averages, schedule.num_steps,
         accumulate=config.train.accumulate, num_classes=config.network.num_classes,
         label_dropout=config.train.label_dropout, random_flip=config.data.random_flip,
+        gather=functools.partial(sharding.gather, mesh),
     )  # fmt: skip
 
     if config.train.tensorboard:
@@ -76,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
                 if begun["image_shape"] != list(image_shape):
                     raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {image_shape}")
                 parts = checkpoints.load(latest, abstract.parts())
-        state = sharding.create(init, sharding.replicated(mesh)) if parts is None else TrainState.of(parts)
+        state = sharding.create(init, layout) if parts is None else TrainState.of(parts)
         start = int(state.step)
         with blame("--workdir"):
             outputs = writers.make_writers(workdir, start, config.train.tensorboard)

@@ -1,9 +1,15 @@
-"""One mesh axis over all devices; a single device is a mesh of one."""
+"""One mesh axis over all devices; a single device is a mesh of one.
+
+Batches are divided along it. The state is copied to every device, or divided too (as in ZeRO, Rajbhandari et al. 2020): each
+device then keeps its share of every large array, and parameters are brought together while the network runs.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,10 +17,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
 
+LARGE = 4096
+"""Numbers from which on an array is divided."""
+
 
 def make_mesh() -> Mesh:
-    """A mesh of all devices along the axis "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """A mesh of all devices along the axis "data", those of a process side by side, so that it reads one stretch of a batch."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def compiler_options() -> dict[str, str | bool]:
@@ -36,6 +46,59 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_batch(mesh: Mesh) -> NamedSharding:
     """The first axis divided among the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def divided(mesh: Mesh, tree: Any, axes: Sequence[tuple[str, int | None]] = ()) -> Any:
+    """Each large array divided among the devices, along its largest axis that they divide; a copy of the others on each.
+
+    Args:
+        mesh: The mesh.
+        tree: Arrays, or their shapes.
+        axes: Exceptions, the first that fits being the one: a regular expression to find in an array's path, such as
+            "opt_state/1/0/mu/params/stem/kernel", and the axis to divide it along, None for a copy.
+
+    Returns:
+        A NamedSharding for each array.
+
+    Raises:
+        ValueError: an exception that is found nowhere, no regular expression, or an axis that the devices do not divide.
+    """
+    found: set[str] = set()
+
+    def of(path: Any, a: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        asked = [(pattern, axis) for pattern, axis in axes if re.search(pattern, name)]
+        found.update(pattern for pattern, _ in asked[:1])
+        axis = asked[0][1] if asked else _largest_axis(a.shape, mesh.size)
+        if axis is None:
+            return replicated(mesh)
+        if not 0 <= axis < len(a.shape) or a.shape[axis] % mesh.size:
+            raise ValueError(f"expected an axis that {mesh.size} devices divide, received {axis} for {name} of {a.shape}")
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+    try:
+        shardings = jax.tree_util.tree_map_with_path(of, tree)
+    except re.error as error:
+        raise ValueError(f"expected regular expressions, received {error.pattern!r}: {error}") from None
+    for pattern, _ in axes:
+        if pattern not in found:
+            raise ValueError(f"expected what is found in the path of an array first, received {pattern!r}")
+    return shardings
+
+
+def _largest_axis(shape: Sequence[int], num_devices: int) -> int | None:
+    sizes = {axis: size for axis, size in enumerate(shape) if size % num_devices == 0}
+    return max(sizes, key=lambda axis: sizes[axis]) if sizes and math.prod(shape) >= LARGE else None
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What one device holds of arrays, or will of shapes with shardings."""
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def gather(mesh: Mesh, tree: T) -> T:
+    """A copy of all arrays on every device; under `jit` where they are used, and nothing where they have one already."""
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, num_parts: int = 1) -> None:
@@ -65,12 +128,14 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
-def create(init: Callable[[], T], sharding: NamedSharding) -> T:
+def create(init: Callable[[], T], sharding: Any) -> T:
     """Calls init, compiled, its arrays born where they live: none is an alias of another that donation would delete."""
     compiled = jax.jit(init, out_shardings=sharding).lower().compile({"xla_backend_optimization_level": "0"})
     return compiled()  # it runs once, so that compiling is what counts: 2 s instead of 6 s for the digits
 
 
-def abstract(init: Callable[[], T], sharding: NamedSharding) -> T:
+def abstract(init: Callable[[], T], sharding: Any) -> T:
     """The shapes, dtypes and shardings of what `create` would return, at no cost: what a checkpoint is loaded into."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), jax.eval_shape(init))
+    shapes = jax.eval_shape(init)
+    shardings = jax.tree.broadcast(sharding, shapes)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)

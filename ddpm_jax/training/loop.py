@@ -79,10 +79,13 @@ def train(
 
 
 def _compile(train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh, terminal: Terminal) -> TrainStep:
-    """Compiles the step, the state donated and on every device, the batch divided among them."""
+    """Compiles the step, the state donated and where it was, the batch divided among the devices."""
     began = time.perf_counter()
-    everywhere, divided = sharding.replicated(mesh), sharding.over_batch(mesh)
-    jitted = jax.jit(train_step, donate_argnums=0, in_shardings=(everywhere, divided), out_shardings=everywhere)
+    placed = jax.tree.map(lambda a: a.sharding, state)
+    jitted = jax.jit(
+        train_step, donate_argnums=0,
+        in_shardings=(placed, sharding.over_batch(mesh)), out_shardings=(placed, sharding.replicated(mesh)),
+    )  # fmt: skip
     compiled = jitted.lower(state, batch).compile(sharding.compiler_options())
     terminal.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
     return compiled

@@ -36,6 +36,7 @@ def make_train_step(
     num_classes: int | None = None,
     label_dropout: float = 0.0,
     random_flip: bool = False,
+    gather: Callable[[Any], Any] = lambda params: params,
 ) -> TrainStep:
     """Makes the training step; the caller compiles it, with the state donated.
 
@@ -56,6 +57,7 @@ def make_train_step(
         num_classes: Of the batches' `label`, which is also the label that stands for none; None to train without labels.
         label_dropout: The share of examples whose label is withheld, for classifier-free guidance (Ho & Salimans 2022).
         random_flip: Whether images are mirrored at random.
+        gather: Brings parameters together that are divided among devices.
 
     Returns:
         (state, batch with `image` uint8 [B, H, W, C] and, where there are classes, `label` [B]) -> (state, metrics): scalars
@@ -82,7 +84,7 @@ def make_train_step(
             x0, labels, ids, dropout_keys, t, weights = examples
 
             def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
-                return predict_in_training(network, params, x_t, t, dropout_keys, labels)
+                return predict_in_training(network, gather(params), x_t, t, dropout_keys, labels)
 
             losses = loss(key_of("loss"), predict, x0, ids, t)
             return jnp.mean(weights * losses), losses
