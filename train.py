@@ -47,8 +47,10 @@ def main(argv: Sequence[str]) -> None:
     key = jax.random.key(config.train.seed)
     init = functools.partial(init_state, key, network, optimizer, image_shape, averages, history)
     with blame("--network"):
-        layout = factory.make_layout(config.devices, mesh, init)
-        abstract = sharding.abstract(init, layout)
+        shapes = jax.eval_shape(init)
+    with blame("--devices.axes"):
+        sharded = config.devices.state == "sharded"
+        layout = sharding.divided(mesh, shapes, config.devices.axes) if sharded else sharding.replicated(mesh)
     with blame("--train.batch_size"):
         sharding.check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
     batches = pipeline.batches(
@@ -77,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
                 refuse_changes(from_dict(begun["config"]), config)
                 if begun["image_shape"] != list(image_shape):
                     raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {image_shape}")
-                parts = checkpoints.load(latest, abstract.parts())
+                parts = checkpoints.load(latest, sharding.placed(shapes, layout).parts())
         state = sharding.create(init, layout) if parts is None else TrainState.of(parts)
         start = int(state.step)
         with blame("--workdir"):

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from ddpm_jax import ema, guidance, images, losses, networks, samplers, schedules, sharding, timesteps, weightings
 from ddpm_jax.cli import UsageError, blame
-from ddpm_jax.config import Config, Data, Devices, Diffusion, Ema, Loss, Network, Optimizer, Sample
+from ddpm_jax.config import Config, Data, Diffusion, Ema, Loss, Network, Optimizer, Sample
 from ddpm_jax.data import sources
 from ddpm_jax.denoiser import Denoise, Predict, clipped, make_denoise
 from ddpm_jax.losses import LossOf
@@ -295,19 +294,6 @@ class Edit(NamedTuple):
     image: np.ndarray
     mask: np.ndarray | None = None
     strength: float = 1.0
-
-
-def make_layout(devices: Devices, mesh: Mesh, init: Callable[[], Any]) -> Any:
-    """Where the arrays that init makes live: one sharding for all, or one each. Raises UsageError where they cannot."""
-    match devices.state:
-        case "replicated":
-            if devices.axes:
-                raise UsageError("--devices.axes: expected with --devices.state sharded, received with replicated")
-            return sharding.replicated(mesh)
-        case "sharded":
-            with blame("--devices.axes"):
-                return sharding.divided(mesh, jax.eval_shape(init), devices.axes)
-    raise UsageError(f"--devices.state: expected replicated or sharded, received {devices.state}")
 
 
 def make_draw(

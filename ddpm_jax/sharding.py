@@ -136,6 +136,10 @@ def create(init: Callable[[], T], sharding: Any) -> T:
 
 def abstract(init: Callable[[], T], sharding: Any) -> T:
     """The shapes, dtypes and shardings of what `create` would return, at no cost: what a checkpoint is loaded into."""
-    shapes = jax.eval_shape(init)
+    return placed(jax.eval_shape(init), sharding)
+
+
+def placed(shapes: T, sharding: Any) -> T:
+    """Shapes with shardings, one for all or one each."""
     shardings = jax.tree.broadcast(sharding, shapes)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)

@@ -62,7 +62,7 @@ def test_exceptions_that_cannot_be_are_refused(axes, said):
 
 
 def test_what_a_device_holds():
-    divided = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), TREE, sharding.divided(EIGHT, TREE))
+    divided = sharding.placed(TREE, sharding.divided(EIGHT, TREE))
     shares = 3 * 3 * 64 * 128 / 8 + 64 * 64 / 8 + 4096 * 3 / 8
     assert sharding.bytes_per_device(divided) == 4 * (shares + 128 + 3 * 3 * 63 * 129 + 1)
 

@@ -325,5 +325,7 @@ def check(config: Config) -> None:
     for name, share in shares.items():
         if not 0 <= share < 1:
             raise UsageError(f"--{name}: expected 0 or more and below 1, received {share}")
+    if config.devices.axes and config.devices.state != "sharded":
+        raise UsageError(f"--devices.axes: expected with --devices.state sharded, received with {config.devices.state}")
     if not config.network.multipliers or min(config.network.multipliers) < 1:
         raise UsageError(f"--network.multipliers: expected positive integers, received {config.network.multipliers}")
