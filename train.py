@@ -20,12 +20,18 @@ def main(argv: Sequence[str]) -> None:
 
     import jax  # here and below, so that --help and mistakes are answered at once
 
-    from ddpm_jax import factory, images, sharding, writers
+    from ddpm_jax import distributed, factory, images, sharding, writers
     from ddpm_jax.checkpoint import Checkpoints
     from ddpm_jax.data import pipeline
     from ddpm_jax.training import loop
     from ddpm_jax.training.state import TrainState, init_state, num_params
     from ddpm_jax.training.step import make_train_step
+
+    with blame("--devices"):
+        distributed.join(
+            config.devices.coordinator, config.devices.num_processes, config.devices.process_id, config.devices.cluster,
+            config.devices.timeout,
+        )  # fmt: skip
 
     # What is trained.
     source = factory.make_source(config.data)

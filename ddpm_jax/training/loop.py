@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax import sharding
+from ddpm_jax.training import footprint
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
 from ddpm_jax.writers import Terminal, Writer
@@ -86,8 +87,10 @@ def _compile(train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh,
         train_step, donate_argnums=0,
         in_shardings=(placed, sharding.over_batch(mesh)), out_shardings=(placed, sharding.replicated(mesh)),
     )  # fmt: skip
-    compiled = jitted.lower(state, batch).compile(sharding.compiler_options())
+    lowered = jitted.lower(state, batch)
+    compiled = lowered.compile(sharding.compiler_options())
     terminal.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
+    terminal.say(footprint.describe(state, lowered, compiled))
     return compiled
 
 
