@@ -1,14 +1,13 @@
 """Trains a diffusion model: `python train.py --config configs/digits.py`. The same command again resumes it."""
 
 import contextlib
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
 
-from ddpm_jax.cli import UsageError, blame, run_script
-from ddpm_jax.config import check, from_dict, read_config
-from ddpm_jax.workdir import claim, refuse_changes, write_config
+from ddpm_jax.cli import blame, run_script
+from ddpm_jax.config import check, read_config
+from ddpm_jax.workdir import claim, describe, restore, write_config
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
@@ -23,7 +22,10 @@ def main(argv: Sequence[str]) -> None:
     from ddpm_jax import distributed, factory, images, sharding, writers
     from ddpm_jax.checkpoint import Checkpoints
     from ddpm_jax.data import pipeline
+    from ddpm_jax.preemption import Preemption
     from ddpm_jax.training import loop
+    from ddpm_jax.training.record import Record
+    from ddpm_jax.training.saver import Saver
     from ddpm_jax.training.state import TrainState, init_state, num_params
     from ddpm_jax.training.step import make_train_step
 
@@ -77,26 +79,23 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
         # From the last checkpoint, or from the start.
         workdir = stack.enter_context(claim(config))
-        with blame("--workdir"):
-            checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint.keep))
-            latest, parts = checkpoints.latest, None
-            if latest is not None:
-                begun = checkpoints.metadata(latest)
-                refuse_changes(from_dict(begun["config"]), config)
-                if begun["image_shape"] != list(image_shape):
-                    raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {image_shape}")
-                parts = checkpoints.load(latest, sharding.placed(shapes, layout).parts())
+        keep, best = config.checkpoint.keep, config.checkpoint.best
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep, best))
+        parts, begun = restore(checkpoints, config, image_shape, sharding.placed(shapes, layout).parts())
         state = sharding.create(init, layout) if parts is None else TrainState.of(parts)
         start = int(state.step)
+
+        # What is written down.
+        terminal = stack.enter_context(contextlib.closing(writers.Terminal(start, config.train.num_steps)))
         with blame("--workdir"):
             outputs = writers.make_writers(workdir, start, config.train.tensorboard)
+            write_config(workdir, config)
         for output in outputs:
             stack.enter_context(contextlib.closing(output))
-        write_config(workdir, config)
-
-        def save(state: TrainState) -> None:
-            metadata = {"config": dataclasses.asdict(config), "image_shape": list(image_shape)}
-            checkpoints.save(int(state.step), state.parts(), metadata)
+        record = Record(
+            terminal, outputs, config.train.log_every, config.train.num_steps, config.train.batch_size, begun.get("sums")
+        )
+        saver = Saver(checkpoints, record, describe(config, image_shape), config.checkpoint.every)
 
         def draw_grid(state: TrainState) -> None:
             image = draw(
@@ -104,15 +103,14 @@ def main(argv: Sequence[str]) -> None:
             )
             images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
 
-        terminal = stack.enter_context(contextlib.closing(writers.Terminal(start, config.train.num_steps)))
         terminal.say(
             f"{workdir}: {num_params(state.params):,} parameters, {len(source):,} images of {image_shape}, "
             f"{mesh.size} x {jax.devices()[0].device_kind}, from step {start} to {config.train.num_steps}"
         )
+        data = stack.enter_context(contextlib.closing(pipeline.iterate(batches, start)))
         loop.train(
-            state, train_step, stack.enter_context(contextlib.closing(pipeline.iterate(batches, start))), mesh,
-            config.train.num_steps, save=save, draw=draw_grid, terminal=terminal, writers=outputs,
-            save_every=config.checkpoint.every, draw_every=config.train.sample_every, log_every=config.train.log_every,
+            state, train_step, data, mesh, config.train.num_steps, record=record, saver=saver, draw=draw_grid,
+            draw_every=config.train.sample_every, preemption=stack.enter_context(Preemption()),
         )  # fmt: skip
         terminal.say(f"samples are in {workdir / 'samples'}; for more: python sample.py --workdir {workdir}")
 

@@ -1,23 +1,34 @@
-"""Checkpoints by Orbax: `checkpoints/<step>/` with everything that decides the next step.
+"""Checkpoints: `checkpoints/<step>/` with everything that decides the next step; arrays by Orbax, sums of all files beside.
 
-A checkpoint appears under its name only once it is complete: a killed run leaves an unfinished one under another name, which
-is passed over. Anything else that cannot be read is refused, and never taken for a fresh start.
+A checkpoint gets its name last, when all of it is on the disk with `SHA256SUMS`, which `sha256sum -c` reads too: a killed run
+leaves an unfinished one under another name. One whose files differ from their sums is passed over for the one before, loudly.
+Anything else that cannot be read is refused, and never taken for a fresh start.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import hashlib
 import io
+import json
 import logging
 import os
 import pathlib
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 Tree = Any
+
+SUMS = "SHA256SUMS"
+METADATA = "metadata.json"
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -27,40 +38,147 @@ class Checkpoints:
         folder: Where they lie, `<workdir>/checkpoints`; made by the first save.
         keep: How many of the latest are kept, and that the rest, and what a killed run left unfinished, is removed; None to
             read only, also beside a run that is alive.
+        best: How many of those saved with the smallest loss are kept besides.
+        report: Told of what is passed over and of saves that fail.
+
+    Attributes:
+        failed: Whether the last save that ended has failed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int | None = None):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file that it writes
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        keep: int | None = None,
+        best: int = 0,
+        report: Callable[[str], None] = logger.warning,
+    ):
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports every file that it writes
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and every read that a failed one left behind
+        self.failed = False
         self._folder = pathlib.Path(folder).absolute()
-        self._checkpointer = ocp.training.Checkpointer(
-            self._folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=keep is not None,
-        )
+        self._keep, self._best, self._report = keep, best, report
+        self._damaged: dict[int, str] = {}
+        self._whole: set[int] = set()
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._under_way: concurrent.futures.Future[None] | None = None
+        if keep is not None:
+            self._remove_unfinished()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._checkpointer.close()
+        self.wait()
+        self._background.shutdown()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, but for those found to be damaged; ascending."""
+        found = (int(path.name) for path in self._folder.glob("*") if path.name.isdecimal() and path.is_dir())
+        return sorted(step for step in found if step not in self._damaged)
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint, or None before the first."""
-        newest = self._checkpointer.latest
-        return None if newest is None else newest.step
+        """The step of the newest checkpoint whose files are as they were written, or None before the first.
 
-    def save(self, step: int, parts: dict[str, Tree], metadata: dict[str, Any]) -> None:
+        Raises:
+            ValueError: there are some, and all are damaged.
+            OSError: one cannot be read, which is another matter: it may be whole.
+        """
+        passed_over = []
+        for step in reversed(self.steps):
+            if step not in self._whole and (damage := _damage(self._folder / str(step))):
+                self._damaged[step] = damage
+                passed_over.append(step)
+                continue
+            self._whole.add(step)
+            for newer in passed_over:
+                damaged = f"checkpoint {self._folder / str(newer)} is damaged, {self._damaged[newer]}"
+                self._report(f"{damaged}: step {step} is taken instead of {newer}")
+            return step
+        if self._damaged:
+            each = "; ".join(f"{step}: {damage}" for step, damage in sorted(self._damaged.items()))
+            raise ValueError(f"expected a checkpoint in {self._folder}, all are damaged: {each}")
+        return None
+
+    def save(self, step: int, parts: dict[str, Tree], metadata: dict[str, Any], loss: float = 0.0) -> None:
         """Saves in the background; waits only for a save that is still under way, and for a copy of the arrays.
+
+        A save that fails is reported, and `failed` then; the checkpoints before it are kept.
 
         Args:
             step: Names the checkpoint; one that exists already is left as it is.
             parts: Trees of arrays by name, which `load` can read one by one.
             metadata: JSON to keep beside them.
+            loss: By which the best are known.
         """
-        if step not in {checkpoint.step for checkpoint in self._checkpointer.checkpoints}:
-            self._checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=metadata)
+        self.wait()
+        if step in self.steps:
+            return
+        unfinished = self._folder / f"{step}.unfinished"
+        try:
+            response = ocp.save_checkpointables_async(unfinished, parts, overwrite=True)
+        except Exception as error:  # of a wide choice, as below
+            self.fail(step, error)
+        else:
+            self._under_way = self._background.submit(self._finish, step, response, {"loss": loss} | metadata)
+
+    def wait(self) -> None:
+        """Waits for a save under way."""
+        if self._under_way is not None:
+            self._under_way.result()
+        self._under_way = None
+
+    def _finish(self, step: int, response: Any, metadata: dict[str, Any]) -> None:
+        """Waits for the arrays to be written, adds what else a checkpoint has, names it, and removes those not kept."""
+        unfinished, finished = self._folder / f"{step}.unfinished", self._folder / str(step)
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                (unfinished / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+                _write_sums(unfinished)
+                self._set_damaged_aside()
+                unfinished.rename(finished)
+                _sync(self._folder)
+        except Exception as error:
+            self.fail(step, error)
+            return
+        self.failed = False
+        self._whole.add(step)
+        if jax.process_index() == 0 and self._keep is not None:
+            kept = {*self.steps[-self._keep :], *sorted(self.steps, key=self._loss)[: self._best]}
+            for old in set(self.steps) - kept:
+                (self._folder / str(old)).rename(self._folder / f"{old}.unfinished")  # at once, or not at all
+            self._remove_unfinished()
+
+    def fail(self, step: int, error: Exception) -> None:
+        """Reports that a step can't be saved, and makes room for another try."""
+        self.failed = True
+        with contextlib.suppress(OSError):
+            self._remove_unfinished()
+        last = max(self.steps, default=None)
+        kept = "there is none before it" if last is None else f"the one of step {last} is kept"
+        self._report(f"CANNOT SAVE step {step}: {_one_line(error)}; {kept}")
+
+    def _remove_unfinished(self) -> None:
+        if jax.process_index() == 0:
+            for path in self._folder.glob("*.unfinished*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _set_damaged_aside(self) -> None:
+        """Renames the damaged ones to `<step>.damaged`, now that there is a checkpoint newer than what was lost with them."""
+        for step in self._damaged:
+            aside = self._folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # it was done before
+                (self._folder / str(step)).rename(aside)
+        self._damaged.clear()
+
+    def _loss(self, step: int) -> float:
+        try:
+            return float(self.metadata(step)["loss"])
+        except (ValueError, KeyError, TypeError):
+            return float("inf")
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The JSON that was saved beside a checkpoint.
@@ -68,11 +186,13 @@ class Checkpoints:
         Raises:
             ValueError: it cannot be read.
         """
-        with self._refusing(step):
-            found = self._checkpointer.checkpointables_metadata(step).custom_metadata
+        try:
+            found = json.loads((self._folder / str(step) / METADATA).read_text())
             if not isinstance(found, dict):
-                raise ValueError(f"metadata is {found}")
-            return found
+                raise ValueError(f"{METADATA} is {found}")
+        except (OSError, ValueError) as error:
+            raise self._cannot_read(step, error) from error
+        return found
 
     def load(self, step: int, parts: dict[str, Tree]) -> dict[str, Tree]:
         """Loads parts of a checkpoint.
@@ -88,7 +208,7 @@ class Checkpoints:
             ValueError: the checkpoint cannot be read, or holds other arrays.
         """
         with self._refusing(step):
-            return self._checkpointer.load_checkpointables(step, parts)
+            return ocp.load_checkpointables(self._folder / str(step), parts)
 
     @contextlib.contextmanager
     def _refusing(self, step: int) -> Iterator[None]:
@@ -102,5 +222,52 @@ class Checkpoints:
             yield
             sys.stderr = stderr
         except Exception as error:
-            reason = " ".join((str(error) if str(error) else repr(error)).split())[:200]
-            raise ValueError(f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {reason}") from error
+            raise self._cannot_read(step, error) from error
+
+    def _cannot_read(self, step: int, error: Exception) -> ValueError:
+        return ValueError(f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((str(error) if str(error) else repr(error)).split())[:200]
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    """All files of a checkpoint by their relative paths, but for the sums."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != SUMS)
+
+
+def _sum(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _write_sums(folder: pathlib.Path) -> None:
+    """Writes SHA256SUMS, a line a file: its sum, two spaces, its relative path."""
+    sums = folder / SUMS
+    sums.write_text("".join(f"{_sum(folder / name)}  {name}\n" for name in _files(folder)))
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _damage(folder: pathlib.Path) -> str:
+    """The first file that is not as it was written, and why; empty where all are."""
+    try:
+        lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return f"{SUMS} is missing"
+    written = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in _files(folder):
+        if name not in written:
+            return f"{name} has no sum in {SUMS}"
+        if _sum(folder / name) != written.pop(name):
+            return f"{name} is not as it was written"
+    return f"{min(written)} is missing" if written else ""

@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -21,6 +22,19 @@ T = TypeVar("T")
 
 class UsageError(Exception):
     """A mistake by the user, in one line that names the option and what was expected."""
+
+
+class Ended(Exception):
+    """The run ends before its time, by no mistake on the command line.
+
+    Args:
+        line: What to tell the user.
+        code: The exit code.
+    """
+
+    def __init__(self, line: str, code: int):
+        super().__init__(line)
+        self.code = code
 
 
 def parse(default: T, argv: Sequence[str], description: str) -> T:
@@ -74,7 +88,7 @@ def blame(option: str) -> Iterator[None]:
 
 
 def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None:
-    """Runs a script's main; a UsageError becomes one line on stderr and exit code 2, a FloatingPointError 1.
+    """Runs a script's main; what ends it early becomes one line on stderr and an exit code: a UsageError 2, else 1.
 
     Args:
         main: Takes the command line, without the program's name.
@@ -83,14 +97,18 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
     keep_programs()
     try:
         main(sys.argv[1:])
-    except (UsageError, FloatingPointError) as error:
+    except (UsageError, Ended, FloatingPointError) as error:
+        kind = "" if isinstance(error, Ended) else "error: "
         print(
-            f"{pathlib.Path(sys.argv[0]).name}: error: {str(error).replace(f'--{section}', '--')}",
+            f"{pathlib.Path(sys.argv[0]).name}: {kind}{str(error).replace(f'--{section}', '--')}",
             file=sys.__stderr__,
             flush=True,
         )
         sys.stdout.flush()
-        os._exit(2 if isinstance(error, UsageError) else 1)  # at once: threads of libraries have no more to say
+        code = 2 if isinstance(error, UsageError) else getattr(error, "code", 1)
+        os._exit(code)  # at once: threads of libraries have no more to say
+    except KeyboardInterrupt:
+        os._exit(128 + signal.SIGINT)
 
 
 def keep_programs() -> None:

@@ -7,10 +7,15 @@ import dataclasses
 import fcntl
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+from ddpm_jax._version import __version__
 from ddpm_jax.cli import UsageError, blame
 from ddpm_jax.config import Config, changes, from_dict
+
+if TYPE_CHECKING:
+    from ddpm_jax.checkpoint import Checkpoints
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
@@ -67,3 +72,38 @@ def claim(config: Config) -> Iterator[pathlib.Path]:
         for change in _compare_with_written(workdir, config):  # again, now that nobody else can write it
             print(f"changed since the last start: {change}")
         yield workdir
+
+
+def describe(config: Config, image_shape: Sequence[int]) -> dict[str, Any]:
+    """What a checkpoint says of its run, as JSON."""
+    return {"config": dataclasses.asdict(config), "image_shape": list(image_shape), "version": __version__}
+
+
+def restore(
+    checkpoints: Checkpoints, config: Config, image_shape: Sequence[int], parts: dict[str, Any]
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Loads the newest whole checkpoint of a run, if it is the same run.
+
+    Args:
+        checkpoints: The run's.
+        config: To go on with.
+        image_shape: (H, W, C) of its data.
+        parts: For each part its shapes, dtypes and shardings.
+
+    Returns:
+        The parts, None before the first checkpoint, and what was said beside them.
+
+    Raises:
+        UsageError: it was begun with another config or other images, or cannot be read.
+    """
+    with blame("--workdir"):
+        latest = checkpoints.latest
+        if latest is None:
+            return None, {}
+        begun = checkpoints.metadata(latest)
+        refuse_changes(from_dict(begun["config"]), config)
+        if begun["image_shape"] != list(image_shape):
+            raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {tuple(image_shape)}")
+        if begun.get("version", __version__) != __version__:
+            print(f"changed since the last start: ddpm_jax {begun['version']} -> {__version__}")
+        return checkpoints.load(latest, parts), begun

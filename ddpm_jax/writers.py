@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,9 @@ class Writer(Protocol):
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Records the figures of a step."""
+
+    def flush(self) -> None:
+        """Writes what could not be written before. Raises OSError where it still can't."""
 
     def close(self) -> None:
         """Finishes; nothing is written after."""
@@ -40,7 +44,8 @@ class Jsonl:
         replacement = self._path.with_suffix(".tmp")
         replacement.write_text("".join(kept))
         replacement.replace(self._path)
-        self._file = self._path.open("a", buffering=1)
+        self._file = self._path.open("ab", buffering=0)
+        self._unwritten = b""
 
     def _lines(self) -> list[str]:
         if not self._path.exists():
@@ -54,8 +59,14 @@ class Jsonl:
             raise ValueError(f"expected an object with a step on each line of {self._path}, received {line.strip()}") from None
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Appends a line."""
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        """Appends a line. Raises OSError where the disk takes no more; it is kept then for the next time."""
+        self._unwritten += json.dumps({"step": step, **figures}).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes the lines that could not be written before, each once."""
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def close(self) -> None:
         """Closes the file."""
@@ -85,6 +96,10 @@ class TensorBoard:
         """Writes one scalar a figure."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Has the events written."""
+        self._writer.flush()
 
     def close(self) -> None:
         """Closes the file."""
@@ -120,8 +135,9 @@ class Terminal:
         self._bar = tqdm(initial=step, total=num_steps, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def say(self, line: str) -> None:
-        """Prints a line, above the bar where there is one."""
-        tqdm.write(line) if self._bar is not None else print(line, flush=True)
+        """Prints a line, above the bar where there is one; what nobody can read or hold any more is no reason to stop."""
+        with contextlib.suppress(OSError):
+            tqdm.write(line) if self._bar is not None else print(line, flush=True)
 
     def advance(self) -> None:
         """Moves the bar on by one step."""

@@ -1,4 +1,7 @@
-import time
+import os
+import pathlib
+import shutil
+import subprocess
 
 import chex
 import jax
@@ -18,17 +21,34 @@ def state(value):
 ABSTRACT = sharding.abstract(lambda: state(0.0), EVERYWHERE)
 
 
-def test_what_was_saved_is_loaded_whole_or_in_part(tmp_path):
-    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        assert checkpoints.latest is None
-        for step in (5, 10, 15):
+def save(folder, *steps, **options):
+    with Checkpoints(folder, **options) as checkpoints:
+        for step in steps:
             checkpoints.save(step, state(float(step)), {"note": [step]})
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["10", "15"]
+    return checkpoints
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_saved_is_loaded_whole_or_in_part(tmp_path):
+    assert Checkpoints(tmp_path / "c").latest is None
+    save(tmp_path / "c", 5, 10, 15, keep=2)
+    assert names(tmp_path / "c") == ["10", "15"]
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest == 15
         chex.assert_trees_all_equal(checkpoints.load(15, ABSTRACT), state(15.0))
         chex.assert_trees_all_equal(checkpoints.load(10, {"params": ABSTRACT["params"]}), {"params": state(10.0)["params"]})
-        assert checkpoints.metadata(15) == {"note": [15]}
+        assert checkpoints.metadata(15)["note"] == [15]
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=tmp_path / "c" / "15", check=True)
+
+
+def test_the_best_are_kept_besides(tmp_path):
+    with Checkpoints(tmp_path, keep=1, best=2) as checkpoints:
+        for step, loss in enumerate([0.5, 0.2, 0.9, 0.1, 0.7, 0.3]):
+            checkpoints.save(step, {"step": jnp.int32(step)}, {}, loss)
+    assert names(tmp_path) == ["1", "3", "5"]
 
 
 def test_a_save_holds_the_state_of_its_moment_whatever_is_donated_meanwhile(tmp_path):
@@ -47,20 +67,14 @@ def test_a_save_holds_the_state_of_its_moment_whatever_is_donated_meanwhile(tmp_
 
 
 def test_an_unfinished_save_is_passed_over_and_removed_by_the_run_alone(tmp_path):
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(5, state(5.0), {})
-    unfinished = tmp_path / "10.orbax-checkpoint-tmp"
-    unfinished.mkdir()
-    (unfinished / "part").write_text("half")
-    with Checkpoints(tmp_path) as reader:
-        assert reader.latest == 5
-        assert unfinished.exists(), "it may be a save of a run that is alive"
-    with Checkpoints(tmp_path, keep=1) as writer:
-        assert writer.latest == 5
-    deadline = time.monotonic() + 20
-    while unfinished.exists() and time.monotonic() < deadline:  # Orbax removes it in the background
-        time.sleep(0.05)
-    assert not unfinished.exists()
+    save(tmp_path, 5, keep=1)
+    unfinished = tmp_path / "10.unfinished"
+    shutil.copytree(tmp_path / "5", unfinished)
+    (tmp_path / "15.unfinished.orbax-checkpoint-tmp").mkdir()
+    assert Checkpoints(tmp_path).latest == 5
+    assert unfinished.exists(), "it may be a save of a run that is alive"
+    assert Checkpoints(tmp_path, keep=1).latest == 5
+    assert names(tmp_path) == ["5"]
 
 
 def test_saving_a_step_again_leaves_it_as_it_is(tmp_path):
@@ -71,41 +85,116 @@ def test_saving_a_step_again_leaves_it_as_it_is(tmp_path):
         chex.assert_trees_all_equal(checkpoints.load(5, ABSTRACT), state(5.0))
 
 
-def damage_arrays(folder):
-    for file in (folder / "params").rglob("*"):
-        if file.is_file() and file.parent.name == "d":
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
 
 
-def damage_metadata(folder):
-    for file in folder.rglob("_METADATA"):
-        file.write_text("{")
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [damage_arrays, damage_metadata])
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, damage):
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(5, state(5.0), {})
-    damage(tmp_path / "5")
-    with (
-        Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(ValueError, match=r"checkpoint in .*/5, cannot read it") as e,
-    ):
-        checkpoints.load(5, ABSTRACT)
-    assert "\n" not in str(e.value)
+@pytest.mark.parametrize("damage", [truncate, flip, pathlib.Path.unlink], ids=["truncate", "flip", "unlink"])
+def test_whichever_file_is_damaged_the_one_before_is_taken_and_it_is_said(tmp_path, damage):
+    """Each file of a checkpoint, the sums among them; nothing that was damaged is loaded, nor lost from the disk."""
+    save(tmp_path / "good", 5, 10)
+    files = [path.relative_to(tmp_path / "good") for path in (tmp_path / "good" / "10").rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"SHA256SUMS", "metadata.json", "_METADATA", "manifest.ocdbt"}
+    for number, file in enumerate(files):
+        if damage is not pathlib.Path.unlink and not (tmp_path / "good" / file).stat().st_size:
+            continue
+        folder, said = tmp_path / str(number), []
+        shutil.copytree(tmp_path / "good", folder)
+        damage(folder / file)
+        with Checkpoints(folder, report=said.append) as checkpoints:
+            assert [checkpoints.latest, checkpoints.latest] == [5, 5], "and it is said once"
+        assert len(said) == 1, said
+        assert f"checkpoint {folder}/10 is damaged, " in said[0]
+        assert "step 5 is taken instead of 10" in said[0]
+        if damage is flip and file.name != "SHA256SUMS":
+            assert f"{file.relative_to('10')} is not as it was written" in said[0]
 
 
-def test_a_folder_with_a_checkpoints_name_is_never_taken_for_a_fresh_start(tmp_path):
-    (tmp_path / "5").mkdir()
-    with Checkpoints(tmp_path) as checkpoints:
+def test_a_damaged_checkpoint_is_set_aside_by_the_next_save(tmp_path):
+    save(tmp_path, 5, 10)
+    truncate(tmp_path / "10" / "metadata.json")
+    with Checkpoints(tmp_path, keep=2, report=lambda line: None) as checkpoints:
         assert checkpoints.latest == 5
-        with pytest.raises(ValueError, match=r"/5, cannot read it"):
-            checkpoints.load(5, ABSTRACT)
+        assert names(tmp_path) == ["10", "5"]
+        checkpoints.save(8, state(8.0), {})
+        checkpoints.save(10, state(11.0), {})
+        checkpoints.wait()
+        chex.assert_trees_all_equal(checkpoints.load(10, ABSTRACT), state(11.0))
+    assert names(tmp_path) == ["10", "10.damaged", "8"]
 
 
-def test_other_shapes_are_refused(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(5, state(5.0), {})
-        other = sharding.abstract(lambda: {"params": {"w": jnp.zeros((7, 3))}}, EVERYWHERE)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="checkpoint"):
-        checkpoints.load(5, other)
+def test_where_all_are_damaged_nothing_is_taken_for_a_fresh_start(tmp_path):
+    (tmp_path / "5").mkdir()
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"all are damaged: 5: SHA256SUMS is missing"):
+        assert checkpoints.latest
+
+
+def test_a_checkpoint_that_cannot_be_read_is_refused_and_not_passed_over(tmp_path, monkeypatch):
+    """It may be whole, as where a network drive is away for a moment."""
+    save(tmp_path, 5, 10)
+
+    def away(self, *args, **options):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(pathlib.Path, "open", away)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(OSError, match="Input/output"):
+        assert checkpoints.latest
+
+
+def test_other_arrays_are_refused_in_one_line(tmp_path):
+    save(tmp_path, 5)
+    for other in ({"params": {"w": jnp.zeros((7, 3))}}, {"ema": jnp.zeros(3)}):
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"checkpoint in .*/5, cannot read it") as e:
+            checkpoints.load(5, sharding.abstract(lambda other=other: other, EVERYWHERE))
+        assert "\n" not in str(e.value)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 8 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting needs a privileged user")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_costs_nothing_but_the_save(small_disk):
+    key, said = jax.random.key(0), []
+    numbers = lambda step: {"w": jax.random.normal(jax.random.fold_in(key, step), (700_000,))}  # 2.8 MB # noqa: E731
+    with Checkpoints(small_disk / "c", keep=1, report=said.append) as checkpoints:
+        checkpoints.save(1, numbers(1), {})
+        checkpoints.wait()
+        assert not checkpoints.failed
+        (small_disk / "other").write_bytes(bytes(4_000_000))
+        checkpoints.save(2, numbers(2), {})
+        checkpoints.wait()
+        assert checkpoints.failed
+        assert names(small_disk / "c") == ["1"], "the good one is kept, and what was written of the other removed"
+        assert "CANNOT SAVE step 2" in said[0]
+        assert "the one of step 1 is kept" in said[0]
+        (small_disk / "other").unlink()
+        checkpoints.save(3, numbers(3), {})
+        checkpoints.wait()
+        assert not checkpoints.failed
+    assert names(small_disk / "c") == ["3"]
+    with Checkpoints(small_disk / "c") as checkpoints:
+        chex.assert_trees_all_equal(checkpoints.load(3, sharding.abstract(lambda: numbers(3), EVERYWHERE)), numbers(3))
+
+
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
+    (tmp_path / "file").write_text("")
+    said = []
+    with Checkpoints(tmp_path / "file" / "c", keep=1, report=said.append) as checkpoints:
+        checkpoints.save(1, {"w": jnp.zeros(3)}, {})
+        checkpoints.wait()
+        assert checkpoints.failed
+    assert "CANNOT SAVE step 1" in said[0]
+    assert "there is none before it" in said[0]

@@ -208,6 +208,8 @@ class Checkpoint:
     """Steps between checkpoints."""
     keep: int = 2
     """How many of the latest are kept."""
+    best: int = 0
+    """How many of those with the smallest loss since the save before are kept besides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +311,8 @@ def check(config: Config) -> None:
             raise UsageError(f"--{name}: expected a positive number, received {value}")
     if not math.isfinite(config.optimizer.learning_rate):
         raise UsageError(f"--optimizer.learning_rate: expected a finite number, received {config.optimizer.learning_rate}")
+    if config.checkpoint.best < 0:
+        raise UsageError(f"--checkpoint.best: expected 0 or more, received {config.checkpoint.best}")
     if config.optimizer.warmup_steps < 0:
         raise UsageError(f"--optimizer.warmup_steps: expected 0 or more, received {config.optimizer.warmup_steps}")
     if config.data.image_size is not None and config.data.image_size < 1:

@@ -20,7 +20,7 @@ from tyro.conf import Positional
 
 from ddpm_jax.cli import UsageError, blame, options, parse, run_script
 from ddpm_jax.config import Config, Data, Diffusion, Network, Sample
-from ddpm_jax.workdir import claim, write_config
+from ddpm_jax.workdir import claim, describe, write_config
 
 if TYPE_CHECKING:
     from ddpm_jax.interop.diffusers import Model
@@ -86,8 +86,10 @@ def import_model(argv: Sequence[str]) -> None:
     optimizer = factory.make_optimizer(config.optimizer, learning_rate)
     state = begin(model.params, optimizer)
     with claim(config), Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
-        checkpoints.save(0, state.parts(), {"config": dataclasses.asdict(config), "image_shape": image_shape})
+        checkpoints.save(0, state.parts(), describe(config, image_shape))
         write_config(workdir, config)
+    if checkpoints.failed:
+        raise UsageError(f"--workdir: expected to be able to save in {workdir}")
     print(f"{num_params(model.params):,} parameters, images of {tuple(image_shape)}: {workdir}")
 
 

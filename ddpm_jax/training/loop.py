@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax import sharding
+from ddpm_jax.cli import Ended
+from ddpm_jax.preemption import Preemption
 from ddpm_jax.training import footprint
+from ddpm_jax.training.record import Record
+from ddpm_jax.training.saver import Saver
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
-from ddpm_jax.writers import Terminal, Writer
+from ddpm_jax.writers import Terminal
 
 
 def train(
@@ -23,15 +28,15 @@ def train(
     mesh: Mesh,
     num_steps: int,
     *,
-    save: Callable[[TrainState], None],
+    record: Record,
+    saver: Saver,
     draw: Callable[[TrainState], None],
-    terminal: Terminal,
-    writers: Sequence[Writer],
-    save_every: int,
     draw_every: int,
-    log_every: int,
+    preemption: Preemption,
 ) -> TrainState:
     """Trains until num_steps, and saves and draws the last state; does nothing where that is reached already.
+
+    The metrics of a step are taken when the next one is on its way, so that the device never waits for it.
 
     Args:
         state: Where to start; its buffers are donated.
@@ -39,44 +44,74 @@ def train(
         batches: Batches from number `state.step` on.
         mesh: The devices.
         num_steps: The step to stop at.
-        save: Keeps a state.
+        record: Takes the metrics.
+        saver: Saves states: when they are due, and the last.
         draw: Keeps a picture of what a state draws.
-        terminal: Shows progress.
-        writers: Take the metrics every log_every steps and before every save and picture: the means of `loss` and
-            `grad_norm` since the last time, and `images_per_second`, which leaves out compiling, saving and drawing.
-        save_every, draw_every, log_every: In steps.
+        draw_every: In steps.
+        preemption: Asked after each step whether to save and to end.
 
     Returns:
         The last state.
 
     Raises:
-        FloatingPointError: the loss or the gradient is not finite; that state is not saved.
+        FloatingPointError: the loss or the gradient was not finite in too many steps in a row.
+        Ended: a signal came, a batch could not be read, or the last state could not be saved; all else is saved first.
     """
     start = int(state.step)
     if start >= num_steps:
         return state
-    batch = next(batches)
-    compiled = _compile(train_step, state, sharding.put_batch(mesh, batch), mesh, terminal)
-    began, pending = time.perf_counter(), []
+    batch, no_data = _read(batches, start)
+    if no_data is not None:
+        raise no_data
+    compiled = _compile(train_step, state, sharding.put_batch(mesh, batch), mesh, record.terminal)
+    record.begin()
+    late = None
     for step in range(start + 1, num_steps + 1):
         state, metrics = compiled(state, sharding.put_batch(mesh, batch))
-        pending.append(metrics)
-        terminal.advance()
-        batch = next(batches)
-        saving, drawing, logging = (step % n == 0 or step == num_steps for n in (save_every, draw_every, log_every))
-        if not (saving or drawing or logging):
-            continue
-        figures = _mean(step, pending)  # waits for the device
-        num_images = len(pending) * len(batch["image"]) * jax.process_count()
-        figures["images_per_second"] = num_images / (time.perf_counter() - began)
-        for writer in (terminal, *writers):
-            writer.write(step, figures)
-        if saving:
-            save(state)
-        if drawing:
-            draw(state)
-        began, pending = time.perf_counter(), []
+        if late is not None:
+            record.take(step - 1, late)
+        late = metrics
+        if step < num_steps:
+            with record.waiting_for_data():
+                batch, no_data = _read(batches, step)
+        ending = step == num_steps or preemption.reached(step) or no_data is not None
+        drawing, saving = step % draw_every == 0 or step == num_steps, ending or saver.is_due(step)
+        if drawing or saving:
+            record.take(step, metrics)
+            late = None
+            with record.out_of_time():
+                if drawing:  # first: a run killed between the two would not come back to draw
+                    _draw(draw, state, record.terminal)
+                if saving:
+                    saver.save(state)
+        if ending:
+            break
+    saved = saver.finish(state)
+    how = f"step {step} is {'saved' if saved else 'NOT SAVED'}; the same command again goes on"
+    if no_data is not None:
+        raise Ended(f"{no_data}; {how}", no_data.code)
+    if step < num_steps and preemption.number is not None:
+        raise Ended(f"ended by {signal.Signals(preemption.number).name}; {how}", 128 + preemption.number)
+    if not saved:
+        raise Ended(how, 1)
     return state
+
+
+def _draw(draw: Callable[[TrainState], None], state: TrainState, terminal: Terminal) -> None:
+    """Draws; a picture that the disk has no room for is no reason to end."""
+    try:
+        draw(state)
+    except OSError as error:
+        terminal.say(f"CANNOT DRAW step {int(state.step)}: {error}")
+
+
+def _read(batches: Iterator[dict[str, np.ndarray]], step: int) -> tuple[dict[str, np.ndarray], Ended | None]:
+    """The next batch, or why there is none."""
+    try:
+        return next(batches), None
+    except (Exception, SystemExit) as error:  # whatever a source raises, or ends its thread with
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return {}, Ended(f"cannot read the batch of step {step + 1}: {why}", 1)
 
 
 def _compile(train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh, terminal: Terminal) -> TrainStep:
@@ -92,13 +127,3 @@ def _compile(train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh,
     terminal.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
     terminal.say(footprint.describe(state, lowered, compiled))
     return compiled
-
-
-def _mean(step: int, pending: Sequence[dict[str, jax.Array]]) -> dict[str, float]:
-    """The means of the metrics of the steps that ended with `step`."""
-    metrics = jax.device_get(list(pending))
-    finite = [bool(m["is_finite"]) for m in metrics]
-    if not all(finite):
-        first = step - len(metrics) + 1 + finite.index(False)
-        raise FloatingPointError(f"loss or gradient is not finite at step {first}; the state is that of the last checkpoint")
-    return {name: float(np.mean([m[name] for m in metrics])) for name in ("loss", "grad_norm")}

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax import sharding
-from ddpm_jax.training import loop
+from ddpm_jax.cli import Ended
+from ddpm_jax.preemption import Preemption
+from ddpm_jax.training import loop, saver
+from ddpm_jax.training.record import Record
 from ddpm_jax.training.state import Skipped, TrainState
 
 MESH = sharding.make_mesh()
@@ -18,10 +22,10 @@ class Recorder:
     """Stands in for the terminal and for a writer."""
 
     def __init__(self):
-        self.written, self.advanced = {}, 0
+        self.written, self.advanced, self.said, self.full = {}, 0, [], False
 
     def say(self, line):
-        pass
+        self.said.append(line)
 
     def advance(self):
         self.advanced += 1
@@ -29,61 +33,195 @@ class Recorder:
     def write(self, step, figures):
         self.written[step] = figures
 
+    def flush(self):
+        if self.full:
+            raise OSError("no space left")
+
+
+class Saves:
+    """Stands in for a Saver: remembers what was saved when."""
+
+    def __init__(self, record, every, works=True):
+        self.record, self.every, self.works, self.sums = record, every, works, {}
+
+    def is_due(self, step):
+        return step % self.every == 0
+
+    def save(self, state):
+        self.sums[int(state.step)] = json.loads(json.dumps(self.record.sums()))
+
+    def finish(self, state):
+        assert int(state.step) in self.sums
+        return self.works
+
 
 def counting_step(state, batch):
     """Loss n + 1 at step n, not finite where the batch says so."""
-    loss = jnp.where(batch["image"].max() > 200, jnp.nan, state.step + 1.0)
-    metrics = {"loss": loss, "grad_norm": jnp.float32(0.5), "is_finite": jnp.isfinite(loss)}
-    return state._replace(step=state.step + 1, params=state.params + 1), metrics
+    is_finite = batch["image"].max() <= 200
+    in_a_row = jnp.where(is_finite, 0, state.skipped.in_a_row + 1)
+    skipped = Skipped(state.skipped.total + ~is_finite, in_a_row)
+    metrics = {
+        "loss": jnp.where(is_finite, state.step + 1.0, jnp.nan), "grad_norm": jnp.float32(0.5), "is_finite": is_finite,
+        "param_norm": jnp.float32(2.0), "learning_rate": jnp.float32(0.1), "skipped": skipped.total,
+        "skipped_in_a_row": in_a_row, "quarter_losses": jnp.arange(4.0), "quarter_counts": jnp.array([0.0, 1.0, 1.0, 2.0]),
+    }  # fmt: skip
+    return state._replace(step=state.step + 1, params=state.params + 1, skipped=skipped), metrics
 
 
-def run(start=0, num_steps=10, broken_step=None, **every):
+def run(start=0, num_steps=10, broken_steps=(), sums=None, ends=None, batches=None, works=True, draw=None, **every):
     def make():
         none = jnp.zeros((), jnp.int32)
-        return TrainState(jnp.int32(start), jnp.zeros(3), jnp.zeros(2), jnp.ones(1), Skipped(none, none))
+        return TrainState(jnp.int32(start), jnp.zeros(3), jnp.zeros(2), {"decay": jnp.ones(1)}, Skipped(none, none))
 
-    images = ({"image": np.full((4, 2, 2, 1), 255 if n == broken_step else n, np.uint8)} for n in range(start + 1, 1000))
+    images = ({"image": np.full((4, 2, 2, 1), 255 if n in broken_steps else n, np.uint8)} for n in range(start + 1, 1000))
     first = sharding.create(make, sharding.replicated(MESH))
-    recorder, saved, drawn = Recorder(), [], []
-    options = {"save_every": 4, "draw_every": 6, "log_every": 5} | every
+    recorder, drawn = Recorder(), []
+    every = {"save": 4, "draw": 6, "log": 5} | every
+    record = Record(recorder, [recorder], every["log"], num_steps, 4, sums)
+    saves, preemption = Saves(record, every["save"], works), Preemption()
+
+    class Data:
+        """Has the signal come while a step is under way."""
+
+        def __next__(self):
+            batch = next(images if batches is None else batches)
+            preemption.number = signal.SIGTERM if ends is not None and batch["image"].max() == ends + 1 else None
+            return batch
+
     try:
         last = loop.train(
-            first, counting_step, images, MESH, num_steps,
-            save=lambda s: saved.append(int(s.step)), draw=lambda s: drawn.append(int(s.step)),
-            terminal=recorder, writers=[recorder], **options,
+            first, counting_step, Data(), MESH, num_steps, record=record, saver=saves,
+            draw=(lambda s: drawn.append(int(s.step))) if draw is None else draw, draw_every=every["draw"],
+            preemption=preemption,
         )  # fmt: skip
-    except FloatingPointError as error:
-        return str(error), recorder, saved, drawn
+    except (FloatingPointError, Ended) as error:
+        return error, recorder, saves, drawn
     assert start >= num_steps or first.params.is_deleted(), "the state is donated"
-    return last, recorder, saved, drawn
+    return last, recorder, saves, drawn
 
 
-def test_saves_draws_and_writes_when_due_and_at_the_end():
-    last, recorder, saved, drawn = run()
-    assert (int(last.step), saved, drawn) == (10, [4, 8, 10], [6, 10])
+def test_saves_and_draws_when_due_and_at_the_end():
+    last, recorder, saves, drawn = run()
+    assert (int(last.step), list(saves.sums), drawn) == (10, [4, 8, 10], [6, 10])
     assert recorder.advanced == 10
-    means = {step: figures["loss"] for step, figures in recorder.written.items()}
-    assert means == {4: 2.5, 5: 5.0, 6: 6.0, 8: 7.5, 10: 9.5}, "each step in one mean"
-    assert all(f["images_per_second"] > 0 and f["grad_norm"] == 0.5 for f in recorder.written.values())
+
+
+def test_lines_are_means_whatever_is_saved_between():
+    _, recorder, _, _ = run(num_steps=12)
+    assert {step: figures["loss"] for step, figures in recorder.written.items()} == {5: 3.0, 10: 8.0, 12: 11.5}
+    timings = {"images_per_second", "data_wait", "memory_gib"}
+    for figures in recorder.written.values():
+        expected = {"grad_norm": 0.5, "param_norm": 2.0, "skipped": 0, "loss_q1": 1.0, "loss_q2": 2.0, "loss_q3": 1.5}
+        assert {name: value for name, value in figures.items() if name in expected} == expected
+        assert set(figures) == set(expected) | timings | {"loss", "learning_rate"}, "of the first quarter there were none"
+        assert figures["images_per_second"] > 0
+        assert 0 <= figures["data_wait"] <= 1
+        assert 0.01 < figures["memory_gib"] < 100
 
 
 def test_going_on_writes_what_an_unbroken_run_writes():
-    whole = {step: f["loss"] for step, f in run()[1].written.items()}
-    rest = {step: f["loss"] for step, f in run(start=4)[1].written.items()}
-    assert rest == {step: loss for step, loss in whole.items() if step > 4}
+    """From a save between two lines, by the sums that are saved."""
+    exact = lambda recorder: {step: (f["loss"], f["loss_q3"]) for step, f in recorder.written.items()}  # noqa: E731
+    _, whole, saves, _ = run()
+    _, rest, _, _ = run(start=8, sums=saves.sums[8])
+    assert exact(rest) == {step: figures for step, figures in exact(whole).items() if step > 8}
 
 
 def test_nothing_is_left_to_do():
-    last, recorder, saved, drawn = run(start=10)
-    assert (int(last.step), saved, drawn, recorder.written) == (10, [], [], {})
+    last, recorder, saves, drawn = run(start=10)
+    assert (int(last.step), saves.sums, drawn, recorder.written) == (10, {}, [], {})
 
 
-@pytest.mark.parametrize("broken_step", [6, 8])
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(broken_step):
-    message, recorder, saved, _ = run(broken_step=broken_step, log_every=100, draw_every=100)
-    assert f"not finite at step {broken_step}" in message
-    assert saved == [4]
-    assert max(recorder.written) == 4
+def test_a_step_that_is_skipped_is_said_and_left_out_of_the_means():
+    last, recorder, _, _ = run(broken_steps=[2, 7, 8])
+    assert int(last.step) == 10
+    assert [line for line in recorder.said if "skipped" in line] == [
+        f"step {step} is skipped: its loss or gradient is not finite ({count} skipped so far)"
+        for step, count in ((2, 1), (7, 2), (8, 3))
+    ]
+    assert {step: (f["loss"], f["skipped"]) for step, f in recorder.written.items()} == {5: (3.25, 1), 10: (25 / 3, 3)}
+
+
+def test_too_many_skipped_in_a_row_end_the_run():
+    error, recorder, saves, _ = run(num_steps=100, broken_steps=range(31, 90), save=10)
+    assert isinstance(error, FloatingPointError)
+    assert "not finite at step 50" in str(error)
+    assert list(saves.sums) == [10, 20, 30, 40]
+    assert "loss" not in recorder.written[45], "there is none to write"
+
+
+def test_a_signal_ends_the_run_after_the_step_and_a_save():
+    error, recorder, saves, drawn = run(ends=7)
+    assert isinstance(error, Ended)
+    assert (error.code, str(error)) == (143, "ended by SIGTERM; step 7 is saved; the same command again goes on")
+    assert (list(saves.sums), drawn, list(recorder.written)) == ([4, 7], [6], [5]), "no line that an unbroken run has not"
+    error, *_ = run(ends=7, works=False)
+    assert (error.code, str(error)) == (143, "ended by SIGTERM; step 7 is NOT SAVED; the same command again goes on")
+
+
+def test_a_last_state_that_is_not_saved_is_an_error():
+    error, *_ = run(works=False)
+    assert (error.code, str(error)) == (1, "step 10 is NOT SAVED; the same command again goes on")
+
+
+@pytest.mark.parametrize("error", [OSError("the drive is gone"), SystemExit(3)])
+def test_data_that_end_cost_no_step(error):
+    def batches():
+        yield from ({"image": np.full((4, 2, 2, 1), n, np.uint8)} for n in range(6))
+        raise error
+
+    ended, _, saves, _ = run(batches=batches())
+    assert isinstance(ended, Ended)
+    assert ended.code == 1
+    assert str(ended).startswith(f"cannot read the batch of step 7: {type(error).__name__}: {error}; step 6 is saved")
+    assert list(saves.sums) == [4, 6]
+
+
+def test_a_picture_that_cannot_be_written_is_said_and_no_more():
+    def draw(state):
+        raise OSError("no space left")
+
+    last, recorder, *_ = run(draw=draw)
+    assert int(last.step) == 10
+    assert "CANNOT DRAW step 6: no space left" in recorder.said
+
+
+class FailingCheckpoints:
+    """Of which the saves at the given steps fail."""
+
+    def __init__(self, *failing):
+        self.failing, self.failed, self.saved = failing, False, []
+
+    def save(self, step, parts, metadata, loss):
+        self.failed = step in self.failing
+        if not self.failed:
+            self.saved.append(step)
+
+    def fail(self, step, error):
+        self.failed = True
+
+    def wait(self):
+        pass
+
+
+def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch):
+    monkeypatch.setattr(saver, "PAUSE", 0)
+    recorder = Recorder()
+    record = Record(recorder, [recorder], 5, 100, 4)
+    state = lambda step: TrainState(jnp.int32(step), {}, {}, {}, Skipped(jnp.int32(0), jnp.int32(0)))  # noqa: E731
+    checkpoints = FailingCheckpoints(40, 44)
+    saving = saver.Saver(checkpoints, record, {}, every=40)
+    for step in range(1, 121):
+        if saving.is_due(step):
+            saving.save(state(step))
+    assert checkpoints.saved == [48, 80, 120]
+    recorder.full = True
+    saving.save(state(121))
+    assert checkpoints.failed, "a checkpoint whose lines are not written would lose them"
+    assert not saving.finish(state(121))
+    recorder.full = False
+    assert saving.finish(state(121))
+    assert checkpoints.saved[-1] == 121
 
 
 DEVICES = """
@@ -92,7 +230,9 @@ import flax.linen as nn
 from ddpm_jax import ema, losses, schedules, sharding, timesteps
 from ddpm_jax.training.state import init_state
 from ddpm_jax.training.step import make_train_step
+from ddpm_jax.preemption import Preemption
 from ddpm_jax.training import loop
+from ddpm_jax.training.record import Record
 
 class Tiny(nn.Module):
     @nn.compact
@@ -104,6 +244,9 @@ class Quiet:
     def say(self, line): pass
     def advance(self): pass
     def write(self, step, figures): seen.append(figures["loss"])
+    def is_due(self, step): return False
+    def save(self, state): pass
+    def finish(self, state): return True
 
 seen, mesh, key = [], sharding.make_mesh(), jax.random.key(0)
 optimizer = optax.adam(1e-3)
@@ -114,8 +257,8 @@ averages = {"decay": ema.exponential(0.9)}
 step = make_train_step(key, Tiny(), loss, times, optimizer, lambda n: 1e-3, averages, 1000, random_flip=True)
 rng = np.random.default_rng(0)
 batches = iter([{"image": rng.integers(0, 256, (8, 8, 8, 1), np.uint8)} for _ in range(20)])
-last = loop.train(state, step, batches, mesh, 5, save=lambda s: None, draw=lambda s: None, terminal=Quiet(), writers=[],
-                  save_every=9, draw_every=9, log_every=1)
+last = loop.train(state, step, batches, mesh, 5, record=Record(Quiet(), [], 1, 5, 8), saver=Quiet(), draw=lambda s: None,
+                  draw_every=9, preemption=Preemption())
 params = [np.asarray(a).tolist() for a in jax.tree.leaves(last.params)]
 print(json.dumps({"devices": mesh.size, "losses": seen, "params": params}))
 """

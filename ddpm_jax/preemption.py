@@ -1,0 +1,66 @@
+"""Signals that ask a run to end: SIGTERM, as clusters send it before they take a machine away, and SIGINT, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preemption:
+    """Notes the first signal within a context, for a loop to ask for; the second ends the process at once.
+
+    A thread of its own waits for them, so that the second one counts also while the main thread is within a library. The
+    exit code is then 128 + the signal's number, as shells have it.
+
+    Attributes:
+        number: Of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __enter__(self) -> Preemption:
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        alone = jax.process_count() == 1  # else SIGTERM is JAX's, which has all processes agree on a step
+        self._before = {number: signal.signal(number, lambda *_: None) for number in (SIGNALS if alone else (signal.SIGINT,))}
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reading,), name="signals", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._writing)
+
+    def reached(self, step: int) -> bool:
+        """Whether to end after this step, which is the same one for all processes."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.number = signal.SIGTERM
+            return True
+        return jax.process_count() == 1 and self.number is not None
+
+    def _watch(self, reading: int) -> None:
+        """Reads the numbers of the signals as they come."""
+        with os.fdopen(reading, "rb", buffering=0) as arrivals:
+            while number := arrivals.read(1):
+                if number[0] in SIGNALS:
+                    self._take(number[0])
+
+    def _take(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self.number is not None:
+            print(f"{name}: ended at once", file=sys.__stderr__, flush=True)
+            os._exit(128 + number)
+        self.number = number
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        print(f"{name}: it ends after this step and a save; once more to end at once", file=sys.__stderr__, flush=True)

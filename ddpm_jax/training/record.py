@@ -1,0 +1,141 @@
+"""The record of a run: what is measured of each step, and the means of it that are written down."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.writers import Terminal, Writer
+
+MAX_SKIPPED = 20
+"""So many steps in a row may be skipped; then there is no hope."""
+
+
+class Record:
+    """Takes the metrics of every step, and writes a line every log_every steps.
+
+    The means are over the steps since the last line, those that were skipped left out. What they are made of is part of a
+    checkpoint, so that a run that was broken off writes the lines of an unbroken one.
+
+    Args:
+        terminal: Shows progress.
+        writers: Take the lines.
+        log_every: Steps between lines.
+        num_steps: The last step, which gets a line in any case.
+        batch_size: Images a step.
+        sums: From the `sums` of the record of the run that is gone on with.
+    """
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        writers: Sequence[Writer],
+        log_every: int,
+        num_steps: int,
+        batch_size: int,
+        sums: dict[str, Any] | None = None,
+    ):
+        self.terminal = terminal
+        self._writers, self._log_every, self._num_steps, self._batch_size = writers, log_every, num_steps, batch_size
+        self._sums = {name: np.asarray(value, np.float64) for name, value in (sums or {}).items()}
+        self._loss_since_save: list[float] = []
+        self._num_since_line = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the clock of the speed."""
+        self._began, self._waited, self._num_since_line = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time within as spent on waiting for a batch."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def out_of_time(self) -> Iterator[None]:
+        """Leaves the time within out of the speed."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    def take(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Adds the metrics of a step, whose end it waits for; writes a line where one is due.
+
+        Raises:
+            FloatingPointError: too many steps in a row were skipped.
+        """
+        now: dict[str, np.ndarray] = jax.device_get(metrics)
+        self.terminal.advance()
+        self._num_since_line += 1
+        if now["is_finite"]:
+            self._add(now)
+            self._loss_since_save.append(float(now["loss"]))
+        else:
+            self.terminal.say(f"step {step} is skipped: its loss or gradient is not finite ({now['skipped']} skipped so far)")
+        if now["skipped_in_a_row"] >= MAX_SKIPPED:
+            raise FloatingPointError(
+                f"loss or gradient is not finite at step {step}, as at the {MAX_SKIPPED - 1} before it; the last checkpoint is "
+                "kept, and --optimizer.learning_rate may be lowered to go on from it"
+            )
+        if step % self._log_every == 0 or step == self._num_steps:
+            self._write(step, now)
+
+    def sums(self) -> dict[str, Any]:
+        """What the next line's means are made of so far, as JSON."""
+        return {name: value.tolist() for name, value in self._sums.items()}
+
+    def loss_since_save(self) -> float:
+        """The mean loss since the last time that this was asked for; infinite where no step went well."""
+        losses, self._loss_since_save = self._loss_since_save, []
+        return float(np.mean(losses)) if losses else float("inf")
+
+    def flush(self) -> None:
+        """Has all lines on the disk. Raises OSError where there is no room for them."""
+        for writer in self._writers:
+            writer.flush()
+
+    def _add(self, now: dict[str, np.ndarray]) -> None:
+        for name in ("loss", "grad_norm", "quarter_losses", "quarter_counts"):
+            self._sums[name] = self._sums.get(name, np.zeros(())) + now[name].astype(np.float64)
+        self._sums["num"] = self._sums.get("num", np.zeros(())) + 1
+
+    def _write(self, step: int, now: dict[str, np.ndarray]) -> None:
+        figures = self._means()
+        figures |= {name: float(now[name]) for name in ("param_norm", "learning_rate")} | {"skipped": int(now["skipped"])}
+        figures |= self._speed()
+        self._sums = {}
+        self.begin()
+        self.terminal.write(step, figures)
+        for writer in self._writers:
+            try:
+                writer.write(step, figures)
+            except OSError as error:
+                self.terminal.say(f"CANNOT WRITE the metrics of step {step}, which are kept for later: {error}")
+
+    def _means(self) -> dict[str, float]:
+        if not self._sums:
+            return {}
+        means = {name: float(self._sums[name] / self._sums["num"]) for name in ("loss", "grad_norm")}
+        for i, (total, count) in enumerate(zip(self._sums["quarter_losses"], self._sums["quarter_counts"], strict=True)):
+            if count:
+                means[f"loss_q{i}"] = float(total / count)
+        return means
+
+    def _speed(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._began
+        speed = self._num_since_line * self._batch_size / seconds
+        return {"images_per_second": speed, "data_wait": self._waited / seconds, "memory_gib": _memory() / 2**30}
+
+
+def _memory() -> int:
+    """The most bytes that a device of this process has held, or, where there are no devices but the CPU, the process."""
+    in_use = [stats.get("peak_bytes_in_use", 0) for device in jax.local_devices() if (stats := device.memory_stats())]
+    return max(in_use) if in_use else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

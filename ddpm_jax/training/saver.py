@@ -1,0 +1,57 @@
+"""When a run is saved, and what becomes of saves that fail."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.training.record import Record
+from ddpm_jax.training.state import TrainState
+
+TRIES, PAUSE = 3, 5.0
+"""How often the last save of a run is tried, and how many seconds apart."""
+
+
+class Saver:
+    """Saves states with the record of the run.
+
+    Args:
+        checkpoints: Where to.
+        record: Its lines are on the disk before the checkpoint is, and its sums are part of it.
+        metadata: JSON to keep beside the arrays.
+        every: Steps between saves. A save that failed is tried again after a tenth of them.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, record: Record, metadata: dict[str, Any], every: int):
+        self._checkpoints, self._record, self._metadata, self._every = checkpoints, record, metadata, every
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after this step."""
+        return step % self._every == 0 or (self._checkpoints.failed and step % max(1, self._every // 10) == 0)
+
+    def save(self, state: TrainState) -> None:
+        """Begins to save; a failure is reported, then or later, and training may go on."""
+        step = int(state.step)
+        try:
+            self._record.flush()
+        except OSError as error:
+            self._checkpoints.fail(step, error)
+            return
+        metadata = self._metadata | {"sums": self._record.sums()}
+        self._checkpoints.save(step, state.parts(), metadata, self._record.loss_since_save())
+
+    def finish(self, state: TrainState) -> bool:
+        """Waits until the last state, which was given to `save`, is saved; where that fails, tries again.
+
+        Returns:
+            Whether it is.
+        """
+        for _ in range(TRIES - 1):
+            self._checkpoints.wait()
+            if not self._checkpoints.failed:
+                return True
+            time.sleep(PAUSE)
+            self.save(state)
+        self._checkpoints.wait()
+        return not self._checkpoints.failed
