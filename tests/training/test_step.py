@@ -11,7 +11,7 @@ import pytest
 from ddpm_jax import ema, factory, schedules
 from ddpm_jax.config import Diffusion, Loss
 from ddpm_jax.training import step
-from ddpm_jax.training.state import TrainState, init_params, init_state, num_params
+from ddpm_jax.training.state import TrainState, begin, init_params, init_state, num_params
 
 KEY = jax.random.key(0)
 SCHEDULE = schedules.linear(1000)
@@ -233,11 +233,12 @@ def test_labels_reach_the_network_and_a_share_is_withheld():
     batch = {"image": jnp.full((8, 2, 2, 1), 255, jnp.uint8), "label": labels}
     params = {"params": {"shift": jnp.zeros(4)}}
     of = lambda key, predict, x0, ids, t: jnp.mean(predict(x0, t) - x0, (1, 2, 3))  # noqa: E731
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), {})
+    state = begin(params, optimizer, ())
     times = lambda key, history, ids: (jnp.zeros(8, jnp.int32), jnp.ones(8))  # noqa: E731
 
     def seen(share, steps=1):
-        train_step = jax.jit(step.make_train_step(KEY, Told(), of, times, optimizer, {}, num_classes=3, label_dropout=share))
+        options = {"num_classes": 3, "label_dropout": share}
+        train_step = jax.jit(step.make_train_step(KEY, Told(), of, times, optimizer, LEARNING_RATE, {}, 1000, **options))
         after = state
         for _ in range(steps):
             after, _ = train_step(after, batch)
