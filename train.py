@@ -79,14 +79,15 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
         # From the last checkpoint, or from the start.
         workdir = stack.enter_context(claim(config))
-        keep, best = config.checkpoint.keep, config.checkpoint.best
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep, best))
+        terminal = stack.enter_context(contextlib.closing(writers.Terminal(config.train.num_steps)))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, terminal.say)
+        )
         parts, begun = restore(checkpoints, config, image_shape, sharding.placed(shapes, layout).parts())
         state = sharding.create(init, layout) if parts is None else TrainState.of(parts)
         start = int(state.step)
 
         # What is written down.
-        terminal = stack.enter_context(contextlib.closing(writers.Terminal(start, config.train.num_steps)))
         with blame("--workdir"):
             outputs = writers.make_writers(workdir, start, config.train.tensorboard)
             write_config(workdir, config)
@@ -103,6 +104,7 @@ def main(argv: Sequence[str]) -> None:
             )
             images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
 
+        terminal.begin(start)
         terminal.say(
             f"{workdir}: {num_params(state.params):,} parameters, {len(source):,} images of {image_shape}, "
             f"{mesh.size} x {jax.devices()[0].device_kind}, from step {start} to {config.train.num_steps}"

@@ -229,7 +229,8 @@ class Checkpoints:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join((str(error) if str(error) else repr(error)).split())[:200]
+    words = " ".join((str(error) if str(error) else repr(error)).split())
+    return words if len(words) < 200 else f"{words[:200]}..."
 
 
 def _files(folder: pathlib.Path) -> list[str]:

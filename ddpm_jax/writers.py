@@ -126,13 +126,17 @@ class Terminal:
     """A progress bar where there is a terminal, plain lines elsewhere.
 
     Args:
-        step: Where the run starts.
-        num_steps: Where it ends.
+        num_steps: Where the run ends.
     """
 
-    def __init__(self, step: int, num_steps: int):
+    def __init__(self, num_steps: int):
         self._num_steps = num_steps
-        self._bar = tqdm(initial=step, total=num_steps, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._bar: tqdm | None = None
+
+    def begin(self, step: int) -> None:
+        """Opens the bar, at the step where the run starts."""
+        if sys.stderr.isatty():
+            self._bar = tqdm(initial=step, total=self._num_steps, unit="step", dynamic_ncols=True)
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar where there is one; what nobody can read or hold any more is no reason to stop."""

@@ -272,14 +272,31 @@ def test_another_config_and_a_damaged_checkpoint_are_refused_and_nothing_is_over
     assert "diffusion.prediction: " in other.stderr
     assert "train.seed: 0 -> 1" in other.stderr
     assert digest(workdir) == before
-    for file in (workdir / "checkpoints" / "6").rglob("d/*"):
-        file.write_bytes(b"")
+    for step in (4, 6):
+        (workdir / "checkpoints" / str(step) / "params" / "_METADATA").write_text("{")
     before = digest(workdir)
     damaged = train(workdir, "--train.num_steps", 8)
     assert damaged.returncode == 2
     assert damaged.stderr.startswith("train.py: error: --workdir: expected a checkpoint in ")
+    assert "all are damaged: 4: params/_METADATA is not as it was written; 6: " in damaged.stderr
     assert damaged.stderr.count("\n") == 1
     assert digest(workdir) == before
+
+
+def test_the_checkpoint_before_a_damaged_one_is_taken_in_training_and_in_sampling(trained, tmp_path):
+    workdir = tmp_path / "copy"
+    subprocess.run(["cp", "-r", trained[0], workdir], check=True)
+    (workdir / "checkpoints" / "6" / "params" / "_METADATA").write_text("{")
+    said = f"checkpoint {workdir}/checkpoints/6 is damaged, params/_METADATA is not as it was written: step 4 is taken"
+    drawn = run("sample.py", "--workdir", workdir, "--out", tmp_path, "--num", 1, "--steps", 2)
+    assert drawn.returncode == 0, drawn.stderr
+    assert said in drawn.stderr
+    again = train(workdir, "--train.num_steps", 6, "--checkpoint.every", 4, "--train.sample_every", 4)
+    assert again.returncode == 0, again.stderr
+    assert said in again.stdout
+    whole, parts = ([(m["step"], m["loss"]) for m in metrics(folder)] for folder in (trained[0], workdir))
+    assert whole == parts
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["4", "6", "6.damaged"]
 
 
 def test_a_file_that_is_no_image_is_named_and_the_run_goes_on(tmp_path):

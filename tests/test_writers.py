@@ -20,6 +20,34 @@ def test_metrics_are_one_object_a_line(tmp_path):
     writer.close()
 
 
+def test_lines_for_which_there_is_no_room_are_written_later_each_once(tmp_path):
+    writer = writers.Jsonl(tmp_path / "metrics.jsonl")
+    whole, writer._file = writer._file, Full(5)
+    for step in (1, 2):
+        with pytest.raises(OSError, match="No space"):
+            writer.write(step, {"loss": 0.5})
+    begun, writer._file = writer._file.written, whole
+    writer._file.write(begun)
+    writer.flush()
+    writer.flush()
+    writer.write(3, {"loss": 0.5})
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": step, "loss": 0.5} for step in (1, 2, 3)]
+
+
+class Full:
+    """A file on a disk that takes so many bytes more."""
+
+    def __init__(self, room):
+        self.room, self.written = room, b""
+
+    def write(self, data):
+        taken = data[: self.room]
+        if not taken:
+            raise OSError("No space left on device")
+        self.room, self.written = self.room - len(taken), self.written + taken
+        return len(taken)
+
+
 @pytest.mark.parametrize("tail", ["", '{"step": 400, "lo', '{"step": 400}'])
 def test_on_resuming_each_step_stands_once(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
@@ -50,7 +78,8 @@ def test_tensorboard_writes_events(tmp_path):
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
-    terminal = writers.Terminal(0, 200)
+    terminal = writers.Terminal(200)
+    terminal.begin(0)
     terminal.advance()
     terminal.write(100, {"loss": 0.123456, "grad_norm": 1.0, "images_per_second": 321.06})
     terminal.say("done")
@@ -60,7 +89,8 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
 
 def test_a_bar_with_loss_and_speed_in_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    terminal = writers.Terminal(100, 200)
+    terminal = writers.Terminal(200)
+    terminal.begin(100)
     terminal.advance()
     terminal.write(101, {"loss": 0.123456, "images_per_second": 321.06})
     terminal.close()
