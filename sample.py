@@ -109,7 +109,8 @@ def main(argv: Sequence[str]) -> None:
             gallery.add(batch, image)
     with blame("--out"):
         gallery.finish(options.png)
-    print(f"{options.num} images from step {model.step} of {options.workdir}: {out / 'grid.png'}, {out / 'samples.npz'}")
+    files = f"{out / 'grid.png'}, {out / 'samples.npz'}"
+    print(f"{options.num} images from step {model.step} of {options.workdir}, {model.average}: {files}")
 
 
 EXPERIMENTS = ("film", "shared", "interpolate", "slerp", "coding")

@@ -26,11 +26,12 @@ def main(argv: Sequence[str]) -> None:
     from ddpm_jax.training import loop
     from ddpm_jax.training.record import Record
     from ddpm_jax.training.saver import Saver
+    from ddpm_jax.training.snapshots import Snapshots
     from ddpm_jax.training.state import TrainState, init_state, num_params
     from ddpm_jax.training.step import make_train_step
 
     with blame("--devices"):
-        distributed.join(
+        first = distributed.join(  # whether this process writes and speaks for all
             config.devices.coordinator, config.devices.num_processes, config.devices.process_id, config.devices.cluster,
             config.devices.timeout,
         )  # fmt: skip
@@ -61,10 +62,11 @@ def main(argv: Sequence[str]) -> None:
         layout = sharding.divided(mesh, shapes, config.devices.axes) if sharded else sharding.replicated(mesh)
     with blame("--train.batch_size"):
         sharding.check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
-    batches = pipeline.batches(
-        source, config.train.batch_size, config.train.seed,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
+    with blame("--data"):
+        batches = pipeline.batches(
+            source, config.train.batch_size, config.train.seed,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
     train_step = make_train_step(
         key, network, loss, draw_times, optimizer, learning_rate, averages, schedule.num_steps,
         accumulate=config.train.accumulate, num_classes=config.network.num_classes,
@@ -78,7 +80,8 @@ def main(argv: Sequence[str]) -> None:
 
     with contextlib.ExitStack() as stack:
         # From the last checkpoint, or from the start.
-        workdir = stack.enter_context(claim(config))
+        workdir = stack.enter_context(claim(config)) if first else pathlib.Path(config.workdir)
+        distributed.wait("claim")
         terminal = stack.enter_context(contextlib.closing(writers.Terminal(config.train.num_steps)))
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, terminal.say)
@@ -89,20 +92,23 @@ def main(argv: Sequence[str]) -> None:
 
         # What is written down.
         with blame("--workdir"):
-            outputs = writers.make_writers(workdir, start, config.train.tensorboard)
-            write_config(workdir, config)
+            outputs = writers.make_writers(workdir, start, config.train.tensorboard) if first else []
+            if first:
+                write_config(workdir, config)
         for output in outputs:
             stack.enter_context(contextlib.closing(output))
         record = Record(
             terminal, outputs, config.train.log_every, config.train.num_steps, config.train.batch_size, begun.get("sums")
         )
+        powers = [factory.power_name(width) for width in config.ema.power]
+        snapshots = stack.enter_context(Snapshots(workdir, powers, config.ema.snapshot_every, config.ema.snapshots))
         saver = Saver(checkpoints, record, describe(config, image_shape), config.checkpoint.every)
 
         def draw_grid(state: TrainState) -> None:
-            image = draw(
-                jax.random.key(config.sample.seed), state.ema[drawn_with], sharding.put_ids(mesh, range(config.sample.num))
-            )
-            images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
+            params, ids = sharding.copies(mesh, state.ema[drawn_with]), sharding.put_ids(mesh, range(config.sample.num))
+            image = sharding.copies(mesh, draw(jax.random.key(config.sample.seed), params, ids))
+            if first:
+                images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
 
         terminal.begin(start)
         terminal.say(
@@ -111,8 +117,8 @@ def main(argv: Sequence[str]) -> None:
         )
         data = stack.enter_context(contextlib.closing(pipeline.iterate(batches, start)))
         loop.train(
-            state, train_step, data, mesh, config.train.num_steps, record=record, saver=saver, draw=draw_grid,
-            draw_every=config.train.sample_every, preemption=stack.enter_context(Preemption()),
+            state, train_step, data, mesh, config.train.num_steps, record=record, saver=saver, snapshot=snapshots.take,
+            draw=draw_grid, draw_every=config.train.sample_every, preemption=stack.enter_context(Preemption()),
         )  # fmt: skip
         terminal.say(f"samples are in {workdir / 'samples'}; for more: python sample.py --workdir {workdir}")
 

@@ -17,8 +17,8 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Self
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -36,8 +36,8 @@ class Checkpoints:
 
     Args:
         folder: Where they lie, `<workdir>/checkpoints`; made by the first save.
-        keep: How many of the latest are kept, and that the rest, and what a killed run left unfinished, is removed; None to
-            read only, also beside a run that is alive.
+        keep: How many of the latest are kept, or what picks the kept ones of all steps; the rest, and what a killed run left
+            unfinished, is removed. None to read only, also beside a run that is alive.
         best: How many of those saved with the smallest loss are kept besides.
         report: Told of what is passed over and of saves that fail.
 
@@ -48,7 +48,7 @@ class Checkpoints:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        keep: int | None = None,
+        keep: int | Callable[[Sequence[int]], Collection[int]] | None = None,
         best: int = 0,
         report: Callable[[str], None] = logger.warning,
     ):
@@ -64,7 +64,7 @@ class Checkpoints:
         if keep is not None:
             self._remove_unfinished()
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -146,7 +146,8 @@ class Checkpoints:
         self.failed = False
         self._whole.add(step)
         if jax.process_index() == 0 and self._keep is not None:
-            kept = {*self.steps[-self._keep :], *sorted(self.steps, key=self._loss)[: self._best]}
+            latest = self._keep(self.steps) if callable(self._keep) else self.steps[-self._keep :]
+            kept = {*latest, *sorted(self.steps, key=self._loss)[: self._best]}
             for old in set(self.steps) - kept:
                 (self._folder / str(old)).rename(self._folder / f"{old}.unfinished")  # at once, or not at all
             self._remove_unfinished()

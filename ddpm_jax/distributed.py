@@ -11,6 +11,7 @@ import traceback
 from types import TracebackType
 
 import jax
+from orbax.checkpoint import multihost
 
 HEARTBEAT = 60
 """Seconds without a sign of life after which a process is taken for lost, and the others end."""
@@ -19,7 +20,7 @@ GRACE = 60
 """Seconds that JAX itself waits longer than we do: it ends a process without a word that a user could read."""
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool, timeout: int) -> None:
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool, timeout: int) -> bool:
     """Makes this process one of a run's, before anything is computed; does nothing where neither way is chosen.
 
     The process ends with a line on stderr and exit code 2 where the others do not answer in time; and from then on, an
@@ -32,6 +33,9 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         cluster: Whether JAX asks SLURM, Open MPI, Kubernetes or a TPU pod for all three.
         timeout: Seconds to wait for the others.
 
+    Returns:
+        Whether this is process 0, the one that writes and prints; on the others print does nothing from then on.
+
     Raises:
         ValueError: one of the three without the others, an address that is none, or no cluster that JAX knows.
     """
@@ -40,7 +44,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     if coordinator is not None:
         _check(coordinator, num_processes, process_id, cluster)
     elif not cluster:
-        return
+        return True
     who = f"{num_processes} processes at {coordinator}" if coordinator else "all processes of the cluster"
     waiting = threading.Timer(timeout, _give_up, [f"expected {who} within {timeout} s, waited in vain as process {process_id}"])
     waiting.daemon = True
@@ -56,6 +60,16 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     finally:
         waiting.cancel()
     sys.excepthook = _end
+    if jax.process_index() > 0:
+        print(f"process {jax.process_index()} of {jax.process_count()}: process 0 tells of the run", flush=True)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Waits for all processes to come here, up to ten minutes; devices themselves wait for half a minute at most on CPU."""
+    if jax.process_count() > 1:
+        multihost.get_barrier_sync_fn()(key=what, timeout_ms=600_000)
 
 
 def _check(coordinator: str, num_processes: int | None, process_id: int | None, cluster: bool) -> None:

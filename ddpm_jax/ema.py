@@ -124,6 +124,29 @@ def coefficients(steps: Sequence[int], widths: Sequence[float], step: int, width
     return found / found.sum()
 
 
+def mismatch(steps: Sequence[int], widths: Sequence[float], shares: np.ndarray, step: int, width: float) -> float:
+    """How far a sum of snapshots is from the profile that is wanted: the norm of the difference, as a share of its own."""
+    n, gamma = np.asarray(steps, np.float64), np.array([exponent_of(w) for w in widths])
+    wanted = float(step), exponent_of(width)
+    made = shares @ _inner(n[:, None], gamma[:, None], n[None], gamma[None]) @ shares
+    own = _inner(*wanted, *wanted)
+    return math.sqrt(max(made - 2 * shares @ _inner(n, gamma, *wanted) + own, 0.0) / own)
+
+
+def thinned(steps: Sequence[int], every: int, most: int) -> list[int]:
+    """Which snapshots of a run are kept: at most so many, evenly apart, whenever the run was broken off.
+
+    Args:
+        steps: Of those that there are.
+        every: Steps between snapshots at first; doubled as often as there would be too many.
+        most: How many there may be.
+    """
+    apart = every
+    while max(steps, default=0) // apart > most:
+        apart *= 2
+    return [step for step in steps if step % apart == 0]
+
+
 def _inner(n_a: Any, gamma_a: Any, n_b: Any, gamma_b: Any) -> np.ndarray:
     """The integral of the product of two profiles."""
     overlap = (n_a / n_b) ** np.where(n_a < n_b, gamma_b, -gamma_a)

@@ -101,6 +101,11 @@ def gather(mesh: Mesh, tree: T) -> T:
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
+def copies(mesh: Mesh, tree: T) -> T:
+    """Arrays with a copy on every device, from wherever they live; on all processes at once."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+
+
 def check_batch_size(mesh: Mesh, batch_size: int, num_parts: int = 1) -> None:
     """Raises ValueError where a global batch cannot be divided evenly into microbatches, and those among the devices."""
     if batch_size % (mesh.size * num_parts):
@@ -111,7 +116,8 @@ def check_batch_size(mesh: Mesh, batch_size: int, num_parts: int = 1) -> None:
 def put_ids(mesh: Mesh, ids: Sequence[int]) -> jax.Array:
     """Brings example numbers to the devices, divided among them where they divide evenly; copied to each elsewhere."""
     sharding = replicated(mesh) if len(ids) % mesh.size else over_batch(mesh)
-    return jax.device_put(np.asarray(ids, np.int32), sharding)
+    numbers = np.asarray(ids, np.int32)
+    return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

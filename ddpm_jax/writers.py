@@ -135,7 +135,7 @@ class Terminal:
 
     def begin(self, step: int) -> None:
         """Opens the bar, at the step where the run starts."""
-        if sys.stderr.isatty():
+        if sys.stdout.isatty() and sys.stderr.isatty():
             self._bar = tqdm(initial=step, total=self._num_steps, unit="step", dynamic_ncols=True)
 
     def say(self, line: str) -> None:

@@ -36,15 +36,15 @@ def batches(
         C]. Nothing is read before an element is asked for.
 
     Raises:
-        ValueError: a batch_size that is not a positive multiple of process_count; a process_index out of range; an
-            empty source.
+        ValueError: a batch_size that is not a positive multiple of process_count; a process_index out of range; fewer
+            examples than processes.
     """
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(f"batch_size: expected a positive multiple of {process_count} (processes), received {batch_size}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index: expected 0..{process_count - 1}, received {process_index}")
-    if len(source) == 0:
-        raise ValueError("source: expected at least one example, received none")
+    if len(source) < process_count:
+        raise ValueError(f"source: expected at least {process_count} examples, one a process, received {len(source)}")
     examples = grain.MapDataset.source(source)
     if shuffle:
         examples = examples.shuffle(_shuffle_seed(seed))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax import sharding
+from ddpm_jax import distributed, sharding
 from ddpm_jax.cli import Ended
 from ddpm_jax.preemption import Preemption
 from ddpm_jax.training import footprint
@@ -30,6 +30,7 @@ def train(
     *,
     record: Record,
     saver: Saver,
+    snapshot: Callable[[int, TrainState], None],
     draw: Callable[[TrainState], None],
     draw_every: int,
     preemption: Preemption,
@@ -46,6 +47,7 @@ def train(
         num_steps: The step to stop at.
         record: Takes the metrics.
         saver: Saves states: when they are due, and the last.
+        snapshot: Keeps what it needs of the state after each step.
         draw: Keeps a picture of what a state draws.
         draw_every: In steps.
         preemption: Asked after each step whether to save and to end.
@@ -71,6 +73,7 @@ def train(
         if late is not None:
             record.take(step - 1, late)
         late = metrics
+        snapshot(step, state)
         if step < num_steps:
             with record.waiting_for_data():
                 batch, no_data = _read(batches, step)
@@ -106,10 +109,12 @@ def _draw(draw: Callable[[TrainState], None], state: TrainState, terminal: Termi
 
 
 def _read(batches: Iterator[dict[str, np.ndarray]], step: int) -> tuple[dict[str, np.ndarray], Ended | None]:
-    """The next batch, or why there is none."""
+    """The next batch, or why there is none; which one process of several cannot tell the others in time, and it fails."""
     try:
         return next(batches), None
     except (Exception, SystemExit) as error:  # whatever a source raises, or ends its thread with
+        if jax.process_count() > 1:
+            raise
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return {}, Ended(f"cannot read the batch of step {step + 1}: {why}", 1)
 
@@ -126,4 +131,5 @@ def _compile(train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh,
     compiled = lowered.compile(sharding.compiler_options())
     terminal.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
     terminal.say(footprint.describe(state, lowered, compiled))
+    distributed.wait("compiled")
     return compiled

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import jax
+
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.training.record import Record
 from ddpm_jax.training.state import TrainState
@@ -16,6 +18,8 @@ TRIES, PAUSE = 3, 5.0
 class Saver:
     """Saves states with the record of the run.
 
+    Several processes save together, and none knows whether another has failed: then nothing is tried again.
+
     Args:
         checkpoints: Where to.
         record: Its lines are on the disk before the checkpoint is, and its sums are part of it.
@@ -25,10 +29,12 @@ class Saver:
 
     def __init__(self, checkpoints: Checkpoints, record: Record, metadata: dict[str, Any], every: int):
         self._checkpoints, self._record, self._metadata, self._every = checkpoints, record, metadata, every
+        self._alone = jax.process_count() == 1
 
     def is_due(self, step: int) -> bool:
         """Whether to save after this step."""
-        return step % self._every == 0 or (self._checkpoints.failed and step % max(1, self._every // 10) == 0)
+        again = self._checkpoints.failed and self._alone
+        return step % self._every == 0 or (again and step % max(1, self._every // 10) == 0)
 
     def save(self, state: TrainState) -> None:
         """Begins to save; a failure is reported, then or later, and training may go on."""
@@ -37,7 +43,8 @@ class Saver:
             self._record.flush()
         except OSError as error:
             self._checkpoints.fail(step, error)
-            return
+            if self._alone:
+                return
         metadata = self._metadata | {"sums": self._record.sums()}
         self._checkpoints.save(step, state.parts(), metadata, self._record.loss_since_save())
 
@@ -47,7 +54,7 @@ class Saver:
         Returns:
             Whether it is.
         """
-        for _ in range(TRIES - 1):
+        for _ in range(TRIES - 1 if self._alone else 0):
             self._checkpoints.wait()
             if not self._checkpoints.failed:
                 return True

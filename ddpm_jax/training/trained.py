@@ -15,6 +15,7 @@ from ddpm_jax import factory, networks, sharding
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.training import snapshots
 from ddpm_jax.training.state import init_params
 
 
@@ -29,6 +30,7 @@ class Trained(NamedTuple):
         schedule: The noise schedule.
         params: The parameters, on every device of the mesh.
         mesh: All devices.
+        average: Which parameters they are.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class Trained(NamedTuple):
     schedule: Schedule
     params: Any
     mesh: Mesh
+    average: str
 
 
 def load(workdir: str | os.PathLike[str], average: str | None = None) -> Trained:
@@ -45,7 +48,8 @@ def load(workdir: str | os.PathLike[str], average: str | None = None) -> Trained
 
     Args:
         workdir: Where the model was trained, or is being trained.
-        average: Which moving average of the parameters, by name; the run's first by default. "raw": the parameters as they are.
+        average: Which moving average of the parameters, by name; the run's first by default. "raw": the parameters as they
+            are. A number: that of this width, put together from snapshots.
 
     Raises:
         ValueError: there is no checkpoint, it cannot be read, or it has no such average.
@@ -63,9 +67,21 @@ def load(workdir: str | os.PathLike[str], average: str | None = None) -> Trained
         mesh = sharding.make_mesh()
         init = functools.partial(init_params, jax.random.key(0), network, image_shape)
         abstract = sharding.abstract(init, sharding.replicated(mesh))
-        part = part_of(average, list(factory.make_averages(config.ema, config.train.batch_size)))
-        params = checkpoints.load(step, {part: abstract})[part]
-    return Trained(config, step, image_shape, network, factory.make_schedule(config.diffusion), params, mesh)
+        width = _number(average)
+        if width is None:
+            part = part_of(average, list(factory.make_averages(config.ema, config.train.batch_size)))
+            params, average = checkpoints.load(step, {part: abstract})[part], part
+        else:
+            widths = {factory.power_name(width): width for width in config.ema.power}
+            params, average = snapshots.reconstruct(checkpoints, step, workdir, widths, width, abstract)
+    return Trained(config, step, image_shape, network, factory.make_schedule(config.diffusion), params, mesh, average)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
 
 
 def part_of(average: str | None, names: Sequence[str]) -> str:
@@ -73,5 +89,5 @@ def part_of(average: str | None, names: Sequence[str]) -> str:
     if average == "raw":
         return "params"
     if average is not None and average not in names:
-        raise ValueError(f"ema: expected {', '.join(names)} or raw, received {average}")
+        raise ValueError(f"ema: expected {', '.join(names)}, raw or a width, received {average}")
     return f"ema_{names[0] if average is None else average}"

@@ -103,7 +103,7 @@ def test_impossible_batches_are_refused(batch_size, process_index, process_count
 
 
 def test_an_empty_source_is_refused():
-    with pytest.raises(ValueError, match="at least one example"):
+    with pytest.raises(ValueError, match="at least 1 examples"):
         pipeline.batches(Numbers(0), 4, seed=0)
 
 

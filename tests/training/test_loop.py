@@ -90,7 +90,7 @@ def run(start=0, num_steps=10, broken_steps=(), sums=None, ends=None, batches=No
 
     try:
         last = loop.train(
-            first, counting_step, Data(), MESH, num_steps, record=record, saver=saves,
+            first, counting_step, Data(), MESH, num_steps, record=record, saver=saves, snapshot=lambda step, state: None,
             draw=(lambda s: drawn.append(int(s.step))) if draw is None else draw, draw_every=every["draw"],
             preemption=preemption,
         )  # fmt: skip
@@ -257,7 +257,8 @@ averages = {"decay": ema.exponential(0.9)}
 step = make_train_step(key, Tiny(), loss, times, optimizer, lambda n: 1e-3, averages, 1000, random_flip=True)
 rng = np.random.default_rng(0)
 batches = iter([{"image": rng.integers(0, 256, (8, 8, 8, 1), np.uint8)} for _ in range(20)])
-last = loop.train(state, step, batches, mesh, 5, record=Record(Quiet(), [], 1, 5, 8), saver=Quiet(), draw=lambda s: None,
+last = loop.train(state, step, batches, mesh, 5, record=Record(Quiet(), [], 1, 5, 8), saver=Quiet(),
+                  snapshot=lambda n, s: None, draw=lambda s: None,
                   draw_every=9, preemption=Preemption())
 params = [np.asarray(a).tolist() for a in jax.tree.leaves(last.params)]
 print(json.dumps({"devices": mesh.size, "losses": seen, "params": params}))

@@ -1,0 +1,79 @@
+"""Snapshots of power functions' averages, from which an average of any width is made afterwards.
+
+They lie in `snapshots/<step>`, each complete or not there; a run that is gone on with finds those that it would write again.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ddpm_jax import ema
+from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.training.state import TrainState
+
+FOLDER = "snapshots"
+
+
+class Snapshots(Checkpoints):
+    """The snapshots of one run.
+
+    Args:
+        workdir: The run's.
+        names: Those of the averages; none for no snapshots.
+        every: Steps between them, at first.
+        most: How many are kept; `ema.thinned` picks them.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], names: Sequence[str], every: int, most: int):
+        self._names, self._thinned = names, functools.partial(ema.thinned, every=every, most=most)
+        super().__init__(pathlib.Path(workdir) / FOLDER, self._thinned)
+
+    def take(self, step: int, state: TrainState) -> None:
+        """Saves those of the state after a step, where it is their turn; a save that fails leaves one out."""
+        if self._names and self._thinned([step]):
+            self.save(step, {f"ema_{name}": state.ema[name] for name in self._names}, {})
+
+
+def reconstruct(
+    checkpoints: Checkpoints,
+    step: int,
+    workdir: str | os.PathLike[str],
+    averages: dict[str, float],
+    width: float,
+    abstract: Any,
+) -> tuple[Any, str]:
+    """Makes the average of a width from the snapshots until a checkpoint, and from the checkpoint.
+
+    Args:
+        checkpoints: The run's.
+        step: Of the checkpoint.
+        workdir: The run's.
+        averages: The widths of its power functions by name.
+        width: The one to make.
+        abstract: Shapes, dtypes and shardings of the parameters.
+
+    Returns:
+        The average, and a line on what it was made of.
+
+    Raises:
+        ValueError: a width out of range, or no power functions.
+    """
+    if not averages:
+        raise ValueError(f"ema: expected a run with --ema.power for a width, received {width}")
+    with Checkpoints(pathlib.Path(workdir) / FOLDER) as snapshots:
+        sources = [(at, snapshots) for at in snapshots.steps if at < step] + [(step, checkpoints)]
+        steps, widths = [at for at, _ in sources for _ in averages], list(averages.values()) * len(sources)
+        shares = ema.coefficients(steps, widths, step, width)
+        average = jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype, device=a.sharding), abstract)
+        for (at, source), of_step in zip(sources, shares.reshape(len(sources), -1), strict=True):
+            parts = source.load(at, {f"ema_{name}": abstract for name in averages})
+            for name, share in zip(averages, of_step, strict=True):
+                average = jax.tree.map(lambda total, a, share=share: total + share * a, average, parts[f"ema_{name}"])
+    off = ema.mismatch(steps, widths, shares, step, width)
+    return average, f"width {width:g} from {len(sources)} snapshots, its profile off by {100 * off:.2g} %"

@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import ema, sharding
+from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.training.snapshots import Snapshots, reconstruct
+
+WIDTHS = {"power_0.05": 0.05, "power_0.1": 0.1}
+ABSTRACT = sharding.abstract(lambda: {"w": jnp.zeros(3)}, sharding.replicated(sharding.make_mesh()))
+
+
+class State:
+    """Stands in for a TrainState."""
+
+    def __init__(self, averages):
+        self.ema = {name: {"w": a} for name, a in averages.items()}
+
+
+def run(workdir, start, end, until=None):
+    """Tracks three numbers that wander, from step `start`, with averages of the two widths; until it is killed."""
+    values = 1 + np.random.default_rng(0).normal(size=(end, 3)).cumsum(axis=0) / 10
+    shares = {name: ema.power(width) for name, width in (WIDTHS | {"power_0.15": 0.15}).items()}
+    averages = dict.fromkeys(shares, jnp.zeros(3))
+    step = jax.jit(lambda a, value, n: {name: ema.update(a[name], value, n, share) for name, share in shares.items()})
+    with Snapshots(workdir, list(WIDTHS), every=5, most=24) as snapshots:
+        for n in range(until if until is not None else end):
+            averages = step(averages, jnp.asarray(values[n], jnp.float32), n)
+            if n >= start:
+                snapshots.take(n + 1, State(averages))
+    return averages
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    run(workdir, 0, 240, until=123)
+    (workdir / "snapshots" / "125.unfinished").mkdir()  # as a killed run leaves it
+    averages = run(workdir, 117, 240)  # from a checkpoint before the last snapshot
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(240, {f"ema_{name}": {"w": averages[name]} for name in averages}, {})
+    return workdir, averages
+
+
+def test_they_stay_few_and_evenly_apart_however_the_run_was_broken_off(finished):
+    workdir, _ = finished
+    assert sorted(int(path.name) for path in (workdir / "snapshots").iterdir()) == list(range(10, 241, 10))
+
+
+def test_an_average_of_another_width_is_the_one_that_was_tracked(finished):
+    workdir, averages = finished
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        made, line = reconstruct(checkpoints, 240, workdir, WIDTHS, 0.15, ABSTRACT)
+        stored, _ = reconstruct(checkpoints, 240, workdir, WIDTHS, 0.1, ABSTRACT)
+    error = np.abs(made["w"] - averages["power_0.15"]).max()
+    assert error < 2e-3
+    assert np.abs(averages["power_0.1"] - averages["power_0.15"]).max() > 20 * error, "no stored one would do"
+    np.testing.assert_allclose(stored["w"], averages["power_0.1"], rtol=1e-4)
+    assert line.startswith("width 0.15 from 24 snapshots, its profile off by 0.")
+
+
+def test_no_more_is_known_than_a_checkpoint_at_its_time(finished, tmp_path):
+    """Snapshots after the checkpoint, of a run that is alive or was set back, are left out."""
+    workdir, averages = finished
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(30, {f"ema_{name}": {"w": averages[name]} for name in WIDTHS}, {})
+        checkpoints.wait()
+        assert "from 3 snapshots" in reconstruct(checkpoints, 30, workdir, WIDTHS, 0.07, ABSTRACT)[1]
+
+
+def test_a_run_without_power_functions_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"with --ema\.power for a width"):
+        reconstruct(checkpoints, 5, tmp_path, {}, 0.1, ABSTRACT)
