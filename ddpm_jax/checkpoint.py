@@ -116,8 +116,11 @@ class Checkpoints:
         if step in self.steps:
             return
         unfinished = self._folder / f"{step}.unfinished"
+        uncompressed = ocp.Context()  # random digits hardly shrink, and the CPU has better things to do
+        uncompressed.array.saving.use_compression = False
         try:
-            response = ocp.save_checkpointables_async(unfinished, parts, overwrite=True)
+            with uncompressed:
+                response = ocp.save_checkpointables_async(unfinished, parts, overwrite=True)
         except Exception as error:  # of a wide choice, as below
             self.fail(step, error)
         else:
