@@ -88,7 +88,8 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
 
 
 def test_a_bar_with_loss_and_speed_in_a_terminal(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
     terminal = writers.Terminal(200)
     terminal.begin(100)
     terminal.advance()
