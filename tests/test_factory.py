@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_jax import config, factory, samplers
 from ddpm_jax.cli import UsageError
-from ddpm_jax.config import Config, Diffusion, Loss, Network, Sample
+from ddpm_jax.config import Config, Diffusion, Loss, Network, Optimizer, Sample
 from ddpm_jax.denoiser import make_denoise
 
 NAMES = {
@@ -109,3 +109,14 @@ def test_classes_that_the_data_do_not_have_are_refused():
     factory.check_labels(Network(), data)
     with pytest.raises(UsageError, match=r"--network.num_classes: expected 10, as the data have, received 9"):
         factory.check_labels(Network(num_classes=9), data)
+
+
+def test_a_run_may_go_on_with_another_learning_rate():
+    """Its optimizer's state fits, and the next update is as much larger; Adam's size is all that it changes."""
+    params, gradient = jnp.ones(3), jnp.array([1e-3, 2e-3, -1e-3])
+    make = lambda rate: factory.make_optimizer(  # noqa: E731
+        Optimizer(rate, warmup_steps=0), factory.make_learning_rate(Optimizer(rate, warmup_steps=0), 10)
+    )
+    _, state = make(1e-3).update(gradient, make(1e-3).init(params), params)
+    slow, fast = (make(rate).update(gradient, state, params)[0] for rate in (1e-3, 3e-3))
+    np.testing.assert_allclose(fast, 3 * slow, rtol=1e-5)

@@ -71,3 +71,6 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
     sharding.check_batch_size(EIGHT, 16)
     with pytest.raises(ValueError, match=r"expected a multiple of 8 \(devices\), received 12"):
         sharding.check_batch_size(EIGHT, 12)
+    sharding.check_batch_size(EIGHT, 32, 4)
+    with pytest.raises(ValueError, match=r"multiple of 8 \(devices\) x 4 \(--train.accumulate\), received 16"):
+        sharding.check_batch_size(EIGHT, 16, 4)
