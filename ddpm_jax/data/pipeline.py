@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import grain
 import numpy as np
 
-from ddpm_jax.data.sources import Source
+from ddpm_jax.data.sources import Arrays, Source
 
 
 def batches(
@@ -45,12 +47,20 @@ def batches(
         raise ValueError(f"process_index: expected 0..{process_count - 1}, received {process_index}")
     if len(source) < process_count:
         raise ValueError(f"source: expected at least {process_count} examples, one a process, received {len(source)}")
-    examples = grain.MapDataset.source(source)
+    numbers = grain.MapDataset.range(len(source))
     if shuffle:
-        examples = examples.shuffle(_shuffle_seed(seed))
+        numbers = numbers.shuffle(_shuffle_seed(seed))
     # Dropping the remainder of an endless stream drops nothing; it only has grain compute the length in integers.
-    parts = examples.repeat().batch(batch_size // process_count, drop_remainder=True)
-    return parts[process_index::process_count]
+    parts = numbers.repeat().batch(batch_size // process_count, drop_remainder=True)
+    return parts[process_index::process_count].map(functools.partial(_read, source))
+
+
+def _read(source: Source, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    """The examples of these numbers [B], at once where they are in memory, which halves the time."""
+    if isinstance(source, Arrays):
+        return source.take(numbers)
+    items = [source[int(number)] for number in numbers]
+    return {name: np.stack([item[name] for item in items]) for name in items[0]}
 
 
 def _shuffle_seed(seed: int) -> int:

@@ -67,6 +67,9 @@ class Arrays:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return {name: np.asarray(array[index]) for name, array in self._arrays.items()}
 
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: array[indices] for name, array in self._arrays.items()}
+
 
 def digits(split: str = "all") -> Source:
     """The 1,797 handwritten digits bundled with scikit-learn, labelled: uint8 [8, 8, 1], no download.
@@ -155,18 +158,13 @@ def folder(path: str | PathLike[str], image_size: int) -> Source:
     if not root.is_dir():
         raise FileNotFoundError(f"folder: expected a folder of images, there is none at {root}")
     candidates = _image_files(root)
-    _register_formats()
+    Image.init()  # now: when several threads make Pillow load its formats at first use, one may miss a format
     with concurrent.futures.ThreadPoolExecutor(max_workers=16) as pool:  # on a network drive, opening is all waiting
         channels = list(pool.map(_num_channels, candidates))
     files = [file for file, number in zip(candidates, channels, strict=True) if number]
     if not files:
         raise ValueError(f"folder: expected images ending in {', '.join(_ENDINGS)}, found none that can be read below {root}")
     return Files(files, image_size, max(channels), _class_labels(root, files))
-
-
-def _register_formats() -> None:
-    """Has Pillow load its formats now: when several threads make it do so at first use, one may miss a format."""
-    Image.init()
 
 
 def _check_image_size(source: str, image_size: int) -> None:
@@ -250,7 +248,9 @@ class Files:
 
 def _pixels(image: Image.Image, channels: int, image_size: int | None) -> np.ndarray:
     """Decodes to uint8 [H, W, channels], upright, opaque and, where image_size is given, square."""
-    image = _opaque(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    ImageOps.exif_transpose(image, in_place=True)
+    image, mode = _opaque(image), "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # which would copy
     if image_size is not None:
         image = _square(image, image_size)
     return np.asarray(image).reshape(image.height, image.width, channels)
@@ -313,7 +313,7 @@ def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None =
         raise ValueError(f"tfds: expected a split of {name}, of {names}, received {split!r}") from error
     label = features.get("label")
     num_classes = label.num_classes if isinstance(label, tensorflow_datasets.features.ClassLabel) else None
-    _register_formats()
+    Image.init()  # as in `folder`
     return Records(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, num_classes)
 
 
