@@ -1,8 +1,5 @@
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -222,62 +219,3 @@ def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch)
     recorder.full = False
     assert saving.finish(state(121))
     assert checkpoints.saved[-1] == 121
-
-
-DEVICES = """
-import json, jax, jax.numpy as jnp, numpy as np, optax
-import flax.linen as nn
-from ddpm_jax import ema, losses, schedules, sharding, timesteps
-from ddpm_jax.training.state import init_state
-from ddpm_jax.training.step import make_train_step
-from ddpm_jax.preemption import Preemption
-from ddpm_jax.training import loop
-from ddpm_jax.training.record import Record
-
-class Tiny(nn.Module):
-    @nn.compact
-    def __call__(self, x_t, t, *, train=False):
-        h = nn.Conv(8, (3, 3))(x_t) + nn.Dense(8)(t[:, None] / 1000)[:, None, None]
-        return nn.Conv(1, (3, 3))(nn.Dropout(0.3, deterministic=not train)(nn.swish(h)))
-
-class Quiet:
-    def say(self, line): pass
-    def advance(self): pass
-    def write(self, step, figures): seen.append(figures["loss"])
-    def is_due(self, step): return False
-    def save(self, state): pass
-    def finish(self, state): return True
-
-seen, mesh, key = [], sharding.make_mesh(), jax.random.key(0)
-optimizer = optax.adam(1e-3)
-state = sharding.create(lambda: init_state(key, Tiny(), optimizer, (8, 8, 1)), sharding.replicated(mesh))
-loss = lambda key, predict, x0, ids, t: losses.simple(key, schedules.linear(1000), predict, x0, ids=ids, t=t)
-times = lambda key, history, ids: (timesteps.stratified(key, 1000, ids, 8), jnp.ones(8))
-averages = {"decay": ema.exponential(0.9)}
-step = make_train_step(key, Tiny(), loss, times, optimizer, lambda n: 1e-3, averages, 1000, random_flip=True)
-rng = np.random.default_rng(0)
-batches = iter([{"image": rng.integers(0, 256, (8, 8, 8, 1), np.uint8)} for _ in range(20)])
-last = loop.train(state, step, batches, mesh, 5, record=Record(Quiet(), [], 1, 5, 8), saver=Quiet(),
-                  snapshot=lambda n, s: None, draw=lambda s: None,
-                  draw_every=9, preemption=Preemption())
-params = [np.asarray(a).tolist() for a in jax.tree.leaves(last.params)]
-print(json.dumps({"devices": mesh.size, "losses": seen, "params": params}))
-"""
-
-
-def test_two_devices_train_as_one():
-    """The same noise levels, noise, flips and dropout: equal to rounding, after 5 steps of Adam."""
-    found = []
-    for count in (1, 2):
-        environment = os.environ | {
-            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
-            "JAX_PLATFORMS": "cpu",
-        }
-        result = subprocess.run([sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        found.append(json.loads(result.stdout.splitlines()[-1]))
-    one, two = found
-    assert (one["devices"], two["devices"]) == (1, 2)
-    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
-    for a, b in zip(one["params"], two["params"], strict=True):
-        np.testing.assert_allclose(np.array(b), np.array(a), atol=1e-4)

@@ -1,0 +1,139 @@
+"""One run on one device, on eight, and by two processes: the same losses; and what a process does when the other is lost."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from test_scripts import SMALL, metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+EIGHT = ["--devices.state", "sharded"]
+LOUD = ["--train.log_every", "1", "--checkpoint.every", "10", "--checkpoint.keep", "9", "--train.sample_every", "1000"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Gives processes a number of devices, and a cache of programs that all of them share."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "PYTHONPATH": str(ROOT)}
+
+    def with_devices(count):
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+        return os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+    return with_devices
+
+
+def command(workdir, num_steps, *args):
+    script = [sys.executable, str(ROOT / "train.py"), "--workdir", str(workdir)]
+    return [*script, *SMALL, *LOUD, "--train.num_steps", str(num_steps), *args]
+
+
+def run(command, environment):
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def losses(workdir):
+    return {m["step"]: m["loss"] for m in metrics(workdir)}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, environment):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    run(command(workdir, 20), environment(1))
+    return workdir
+
+
+def test_eight_devices_train_as_one_whatever_each_holds_and_go_on_with_its_checkpoint(one, environment, tmp_path):
+    shutil.copytree(one, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
+    said = run(command(tmp_path / "run", 20, *EIGHT), environment(8))
+    assert "8 x cpu, from step 10 to 20" in said
+    assert "each device holds parameters" in said
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_two_processes_train_as_one_and_end_when_one_is_lost(one, environment, tmp_path):
+    """Killed after a checkpoint, the other ends soon and says why; then one process goes on, with the same data."""
+    workdir, port = tmp_path / "run", free_port()
+    by_two = ["--devices.coordinator", f"127.0.0.1:{port}", "--devices.num_processes", "2", "--devices.process_id"]
+    options = {"env": environment(4), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first, second = (subprocess.Popen(command(workdir, 1000, *by_two, str(i)), **options) for i in range(2))
+    try:
+        deadline = time.monotonic() + 240
+        while not ((workdir / "checkpoints" / "10").exists() and max(losses(workdir), default=0) >= 12):
+            assert first.poll() is None and second.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        second.kill()
+        began = time.monotonic()
+        out, error = first.communicate(timeout=120)
+        assert time.monotonic() - began < 90
+    finally:
+        first.kill()
+        second.kill()
+    assert first.returncode in (1, -6), "at an error of its own, or by JAX"
+    assert "the same command, given to all, goes on" in error or "task died" in error
+    assert "8 x cpu, from step 0" in out
+    told = second.communicate()[0]
+    assert told.startswith("process 1 of 2: process 0 tells of the run\n")
+    assert "parameters" not in told and "loss" not in told
+    for later in range(20, 1000, 10):
+        shutil.rmtree(workdir / "checkpoints" / str(later), ignore_errors=True)
+    seen = {step: loss for step, loss in losses(workdir).items() if step <= 20}
+    assert seen == pytest.approx({step: losses(one)[step] for step in seen}, rel=1e-5)
+    said = run(command(workdir, 20), environment(1))
+    assert "1 x cpu, from step 10 to 20" in said
+    assert losses(workdir) == pytest.approx(losses(one), rel=1e-5)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+PROGRAM = """
+import functools, json, re, jax, jax.numpy as jnp, numpy as np, optax
+from ddpm_jax import ema, losses, schedules, sharding, timesteps
+from ddpm_jax.networks import UNet
+from ddpm_jax.training import loop
+from ddpm_jax.training.state import init_state
+from ddpm_jax.training.step import make_train_step
+
+class Quiet:
+    def say(self, line): pass
+
+key, mesh, network, optimizer = jax.random.key(0), sharding.make_mesh(), UNet(64, (1,), 1, ()), optax.adam(1e-3)
+averages = {"decay": ema.exponential(0.9)}
+init = functools.partial(init_state, key, network, optimizer, (4, 4, 1), averages)
+shapes = jax.eval_shape(init)
+loss = lambda key, predict, x0, ids, t: losses.simple(key, schedules.linear(1000), predict, x0, ids=ids, t=t)
+times = lambda key, history, ids: (timesteps.uniform(key, 1000, ids), jnp.ones(len(ids)))
+step = make_train_step(key, network, loss, times, optimizer, lambda n: 1e-3, averages, 1000,
+                       gather=functools.partial(sharding.gather, mesh))
+divided, copied = (sharding.placed(shapes, s) for s in (sharding.divided(mesh, shapes), sharding.replicated(mesh)))
+batch = {"image": jax.ShapeDtypeStruct((8, 4, 4, 1), np.uint8)}
+compiled = loop._compile(step, divided, batch, mesh, Quiet())
+shapes_gathered = re.findall(r"= f32\\[([\\d,]+)\\]\\S* all-gather", compiled.as_text())
+print(json.dumps({
+    "share": sharding.bytes_per_device(divided) / sharding.bytes_per_device(copied),
+    "held": compiled.memory_analysis().argument_size_in_bytes / sharding.bytes_per_device(copied),
+    "gathered": sum(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes_gathered),
+    "params": sum(a.size for a in jax.tree.leaves(shapes.params)),
+}))
+"""
+
+
+def test_sharded_state_takes_an_eighth_and_only_parameters_are_gathered(environment):
+    """All gathers of the compiled step together are no more than the parameters: the optimizer and the averages stay."""
+    found = json.loads(run([sys.executable, "-c", PROGRAM], environment(8)).splitlines()[-1])
+    assert found["share"] <= 0.15
+    assert found["held"] <= 0.15, "as XLA counts it, with the batch"
+    assert 0.8 * found["params"] < found["gathered"] <= found["params"]
