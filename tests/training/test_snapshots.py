@@ -6,6 +6,7 @@ import pytest
 from ddpm_jax import ema, sharding
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.training.snapshots import Snapshots, reconstruct
+from ddpm_jax.training.trained import part_of
 
 WIDTHS = {"power_0.05": 0.05, "power_0.1": 0.1}
 ABSTRACT = sharding.abstract(lambda: {"w": jnp.zeros(3)}, sharding.replicated(sharding.make_mesh()))
@@ -72,3 +73,10 @@ def test_no_more_is_known_than_a_checkpoint_at_its_time(finished, tmp_path):
 def test_a_run_without_power_functions_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"with --ema\.power for a width"):
         reconstruct(checkpoints, 5, tmp_path, {}, 0.1, ABSTRACT)
+
+
+def test_an_average_is_named_or_the_first():
+    names = ["decay", "power_0.1"]
+    assert [part_of(name, names) for name in (None, "power_0.1", "raw")] == ["ema_decay", "ema_power_0.1", "params"]
+    with pytest.raises(ValueError, match=r"ema: expected decay, power_0\.1, raw or a width, received decy"):
+        part_of("decy", names)
