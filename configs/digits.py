@@ -2,8 +2,9 @@
 
     python train.py --config configs/digits.py
 
-The network is small, the noise schedule is the cosine and the prediction v, with which 1,100 steps are enough. Hardware: two
-CPU cores. Time: under 3 minutes. Expect: samples that look like the data; docs/benchmarks.md has figures.
+The network is small, told the class, and withheld it one time in ten: `sample.py --label 3 --guidance 1.5`. The noise schedule
+is the cosine and the prediction v, with which 1,100 steps are enough. `--network.num_classes None` trains one without classes.
+Hardware: two CPU cores. Time: under 3 minutes. Expect: samples that look like the data; docs/benchmarks.md has figures.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Data, Diffusion, Ema, Network, Optimizer, Sample, Train

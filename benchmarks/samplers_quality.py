@@ -1,0 +1,156 @@
+"""Which sampler for how many network calls? Prints and plots the Frechet distance of digits against the calls they took.
+
+    python train.py --config configs/digits.py --workdir runs/digits
+    python benchmarks/samplers_quality.py --workdir runs/digits --out out/samplers
+
+Every sampler draws the same number of digits, from the same noise, for each number of network calls; the distance is
+that of `digits_quality.frechet`, in pixels from 0 to 16, to all 1,797 real digits. Writes samplers.json and samplers.png.
+Last comes what DDIM makes of digits that it encoded as noise and decoded again.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from digits_quality import REAL, frechet
+
+from ddpm_jax import factory, images, samplers, schedules, sharding
+from ddpm_jax.evaluation import plots
+from ddpm_jax.samplers import Churn, Sampler, grids
+from ddpm_jax.training import trained
+
+CALLS = (5, 10, 20, 50, 100)
+TWO_CALLS = ("heun", "heun churn", "dpm_solver_pp_2s", "langevin")
+
+
+def methods(schedule: schedules.Schedule, gamma: np.ndarray) -> dict[str, Sampler]:
+    """The samplers by name."""
+    churn = Churn(10.0)
+    return {
+        "ddpm fixed_large": samplers.ddpm("fixed_large"),
+        "ddpm fixed_small": samplers.ddpm("fixed_small"),
+        "analytic_dpm": samplers.analytic_dpm(gamma),
+        "ddim": samplers.ddim(),
+        "euler": samplers.euler(),
+        "euler churn": samplers.euler(schedule, churn),
+        "euler_ancestral": samplers.euler_ancestral(),
+        "heun": samplers.heun(),
+        "heun churn": samplers.heun(schedule, churn),
+        "dpm_solver_pp 2": samplers.dpm_solver_pp(2),
+        "dpm_solver_pp 3": samplers.dpm_solver_pp(3, lower_order_final=True),
+        "dpm_solver_pp_sde 2": samplers.dpm_solver_pp(2, sde=True),
+        "dpm_solver_pp_2s": samplers.dpm_solver_pp_2s(schedule),
+        "unipc 2": samplers.unipc(2),
+        "unipc 3": samplers.unipc(3, lower_order_final=True),
+        "deis 3": samplers.deis(3),
+        "pndm": samplers.pndm(),
+        "langevin": samplers.langevin(samplers.ddpm("fixed_small")),
+    }
+
+
+def levels_of(name: str, schedule: schedules.Schedule, num_steps: int) -> schedules.Level:
+    """The grid that suits a sampler."""
+    if name.startswith("heun"):
+        return grids.karras(schedule, num_steps)
+    if name == "dpm_solver_pp_2s":
+        return grids.uniform_log_snr(schedule, num_steps)
+    return grids.spaced(schedule, num_steps, "trailing")
+
+
+def some_data(model: trained.Trained, num: int) -> tuple[jax.Array, jax.Array]:
+    """Images of the model's data, in [-1, 1], and their labels, -1 where there are none."""
+    source = factory.make_source(model.config.data)
+    items = [source[i] for i in range(num)]
+    labels = jnp.asarray(np.stack([item.get("label", np.int32(-1)) for item in items]))
+    return images.to_float(jnp.asarray(np.stack([item["image"] for item in items]))), labels
+
+
+def mean_squared_eps(model: trained.Trained) -> np.ndarray:
+    """What analytic_dpm needs to know of the model, from 256 images of its data."""
+    x0, labels = some_data(model, 256)
+    denoise = factory.bind_denoise(model.config, model.network, model.schedule, model.params, False, labels)
+    run = jax.jit(lambda: samplers.mean_squared_eps(jax.random.key(1), model.schedule, denoise, x0))
+    return np.asarray(run())
+
+
+def inversion_error(model: trained.Trained, num_steps: int) -> float:
+    """The mean absolute error of 256 images that DDIM turned to noise and back, on the scale [-1, 1]."""
+    x0, labels = some_data(model, 256)
+    denoise = factory.bind_denoise(model.config, model.network, model.schedule, model.params, False, labels)
+    levels, ddim = grids.spaced(model.schedule, num_steps), samplers.ddim()
+
+    @functools.partial(jax.jit, compiler_options=sharding.compiler_options())
+    def there_and_back(x0: jax.Array) -> jax.Array:
+        noise = samplers.sample(None, ddim, denoise, grids.reversed(levels), x0.shape, x_init=x0)
+        return samplers.sample(None, ddim, denoise, levels, x0.shape, x_init=noise)
+
+    return float(jnp.mean(jnp.abs(there_and_back(x0) - x0)))
+
+
+def measure(model: trained.Trained, num: int) -> list[dict[str, Any]]:
+    """One row for each sampler and number of calls: {"sampler", "calls", "frechet"}."""
+    config, schedule, ids = model.config, model.schedule, jnp.arange(num)
+    labels = factory.make_labels(dataclasses.replace(config.sample, label=None, guidance=1.0), config.network)(ids)
+    denoise = factory.bind_denoise(config, model.network, schedule, model.params, True, labels)
+    key = jax.random.key(0)
+
+    def distance(sampler: Sampler, levels: schedules.Level) -> float:
+        draw = jax.jit(
+            lambda: images.to_uint8(samplers.sample(key, sampler, denoise, levels, (num, *model.image_shape))),
+            compiler_options=sharding.compiler_options(),
+        )
+        return frechet(np.asarray(draw()).reshape(num, -1) * (16 / 255), REAL)
+
+    rows = []
+    reference = distance(samplers.ddpm(config.diffusion.variance), grids.spaced(schedule))
+    rows.append({"sampler": f"ddpm {config.diffusion.variance}", "calls": schedule.num_steps, "frechet": reference})
+    for name, sampler in methods(schedule, mean_squared_eps(model)).items():
+        for calls in CALLS:
+            steps = calls // 2 if name in TWO_CALLS else calls
+            if steps < 3:
+                continue
+            rows.append({"sampler": name, "calls": calls, "frechet": distance(sampler, levels_of(name, schedule, steps))})
+            print(f"{name:22}{calls:6d}{rows[-1]['frechet']:10.1f}", flush=True)
+    return rows
+
+
+def draw_plot(figure: Any, rows: list[dict[str, Any]]) -> None:
+    """A line for each sampler, the first row as a level to compare with."""
+    axes = figure.subplots()
+    first, *others = rows
+    axes.axhline(first["frechet"], color="black", linewidth=1, label=f"{first['sampler']}, {first['calls']} calls")
+    for number, name in enumerate(dict.fromkeys(row["sampler"] for row in others)):
+        points = [(row["calls"], row["frechet"]) for row in others if row["sampler"] == name]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linestyle="-:"[number // 10], label=name)
+    axes.set(xscale="log", yscale="log", xlabel="network calls", ylabel="Fréchet distance in pixels", xticks=CALLS)
+    axes.set_xticklabels([str(calls) for calls in CALLS])
+    figure.legend(loc="outside right upper", fontsize=7)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/digits")
+    parser.add_argument("--num", type=int, default=500, help="digits for each distance")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/samplers"))
+    args = parser.parse_args()
+    model = trained.load(args.workdir)
+    rows = measure(model, args.num)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"{rows[0]['sampler']}, {rows[0]['calls']} calls: {rows[0]['frechet']:.1f}")
+    print("sampler".ljust(22) + "".join(f"{calls:8d}" for calls in CALLS))
+    for name in dict.fromkeys(row["sampler"] for row in rows[1:]):
+        found = {row["calls"]: row["frechet"] for row in rows[1:] if row["sampler"] == name}
+        print(name.ljust(22) + "".join(f"{found[calls]:8.1f}" if calls in found else " " * 8 for calls in CALLS))
+    print(f"there and back by DDIM, 200 steps: mean absolute error {inversion_error(model, 200):.4f}")
+    plots.save(args.out / "samplers.png", lambda figure: draw_plot(figure, rows))
+
+
+if __name__ == "__main__":
+    main()
