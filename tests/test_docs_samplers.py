@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+import sample
 from ddpm_jax import guidance, samplers
 from ddpm_jax.samplers import grids
 
@@ -47,6 +48,18 @@ def test_guidance_moves_samples_by_their_labels(names):
     assert np.isfinite(names["of_labels"]).all()
     means = np.asarray(names["of_labels"]).mean(axis=(1, 2, 3))
     assert means[-1] - means[-2] > 0.2  # labels 2 and 1, at scales near 4
+
+
+def test_a_network_with_a_condition_samples(names):
+    assert names["sharpened"].shape == names["shape"]
+    assert np.isfinite(names["sharpened"]).all()
+
+
+def test_the_options_are_those_of_the_script():
+    (section,) = re.findall(r"## On the command line\n(.*?)\n## ", PAGE, re.S)
+    known = {f"--{name.replace('_', '-')}" for name in vars(sample.Options())}
+    named = set(re.findall(r"--[a-z][a-z-]+", section))
+    assert named <= known and len(named) > 15
 
 
 def test_measurements_are_met(names):
