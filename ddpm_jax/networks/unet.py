@@ -77,6 +77,7 @@ class UNet(nn.Module):
         condition: jax.Array | None = None,
         *,
         train: bool = False,
+        dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
         """Runs the network.
 
@@ -87,7 +88,8 @@ class UNet(nn.Module):
                 range gives NaN. `init` may do without.
             condition: What is known of the images [B, H, W, any number], such as a small version enlarged, or the grey
                 picture; it joins the channels of x_t, as in Saharia et al. 2021 (arXiv 2104.07636).
-            train: Whether dropout is on; it then needs `rngs={"dropout": key}`.
+            train: Whether dropout is on; it then needs `rngs={"dropout": key}`, or dropout_keys.
+            dropout_keys: Keys [B], one for each example's masks, whatever else is in the batch.
 
         Returns:
             float32 [B, H, W, out_channels].
@@ -100,13 +102,16 @@ class UNet(nn.Module):
         if self.num_classes is not None and self.is_initializing() and labels is None:
             labels = jnp.zeros(t.shape, jnp.int32)
         self._check(x_t, labels, condition)
+        if train and self.dropout > 0 and dropout_keys is None:
+            dropout_keys = jax.random.split(self.make_rng("dropout"), len(x_t))
         embedding = self._embed(t, labels)
         h = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
         h = layers.conv(self.channels, self.dtype, name="stem")(h.astype(self.dtype))
-        h, skips = self._down(h, embedding, train)
-        h = self._middle(h, embedding, train)
-        h = self._up(h, skips, embedding, train)
-        h = nn.swish(layers.GroupNorm(self.num_groups, self.norm_eps, name="head_norm")(h)).astype(self.dtype)
+        h, skips = self._down(h, embedding, dropout_keys)
+        h = self._middle(h, embedding, dropout_keys)
+        h = self._up(h, skips, embedding, dropout_keys)
+        h = layers.GroupNorm(self.num_groups, self.norm_eps, name="head_norm")(h, layers.swish)
+        h = layers.settle(h.astype(self.dtype))
         out_channels = x_t.shape[-1] if self.out_channels is None else self.out_channels
         return layers.conv(out_channels, self.dtype, scale=0.0, name="head")(h).astype(jnp.float32)
 
@@ -118,45 +123,45 @@ class UNet(nn.Module):
             return h
         return h + layers.LabelEmbedding(self.num_classes, 4 * self.channels, self.dtype, name="label")(jnp.asarray(labels))
 
-    def _down(self, h: jax.Array, embedding: jax.Array, train: bool) -> tuple[jax.Array, list[jax.Array]]:
+    def _down(self, h: jax.Array, embedding: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, list[jax.Array]]:
         skips = [h]
         for level, multiplier in enumerate(self.multipliers):
             if level > 0:
-                h = self._downsample(h, level, embedding, train)
+                h = self._downsample(h, level, embedding, keys)
                 skips.append(h)
             for i in range(self.num_blocks):
-                h = self._block(multiplier * self.channels, f"down{level}_{i}")(h, embedding, train)
+                h = self._block(multiplier * self.channels, f"down{level}_{i}")(h, embedding, keys)
                 h = self._attend(h, level, f"down{level}_{i}_attention")
                 skips.append(h)
         return h, skips
 
-    def _middle(self, h: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
+    def _middle(self, h: jax.Array, embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
         if self.middle == "none":
             return h
-        h = self._block(h.shape[-1], "middle1")(h, embedding, train)
+        h = self._block(h.shape[-1], "middle1")(h, embedding, keys)
         if self.middle != "blocks":
             num_groups = None if self.middle == "attention_without_norm" else self.num_groups
             h = self._attention(h.shape[-1], num_groups, "middle_attention")(h)
-        return self._block(h.shape[-1], "middle2")(h, embedding, train)
+        return self._block(h.shape[-1], "middle2")(h, embedding, keys)
 
-    def _up(self, h: jax.Array, skips: list[jax.Array], embedding: jax.Array, train: bool) -> jax.Array:
+    def _up(self, h: jax.Array, skips: list[jax.Array], embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(multiplier * self.channels, f"up{level}_{i}")(h, embedding, train)
+                h = self._block(multiplier * self.channels, f"up{level}_{i}")(h, embedding, keys)
                 h = self._attend(h, level, f"up{level}_{i}_attention")
             if level > 0:
-                h = self._upsample(h, level, embedding, train)
+                h = self._upsample(h, level, embedding, keys)
         return h
 
-    def _downsample(self, h: jax.Array, level: int, embedding: jax.Array, train: bool) -> jax.Array:
+    def _downsample(self, h: jax.Array, level: int, embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
         if level - 1 in self.residual_downsampling:
-            return self._block(h.shape[-1], f"downsample{level}", layers.halve)(h, embedding, train)
+            return self._block(h.shape[-1], f"downsample{level}", layers.halve)(h, embedding, keys)
         return layers.downsample(h, self.dtype, self.symmetric_padding, f"downsample{level}")
 
-    def _upsample(self, h: jax.Array, level: int, embedding: jax.Array, train: bool) -> jax.Array:
+    def _upsample(self, h: jax.Array, level: int, embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
         if level in self.residual_upsampling:
-            return self._block(h.shape[-1], f"upsample{level}", layers.double)(h, embedding, train)
+            return self._block(h.shape[-1], f"upsample{level}", layers.double)(h, embedding, keys)
         return layers.upsample(h, self.dtype, f"upsample{level}")
 
     def _attend(self, h: jax.Array, level: int, name: str) -> jax.Array:
@@ -167,7 +172,7 @@ class UNet(nn.Module):
         return self._attention(h.shape[-1], self.num_groups, name)(h) if attends else h
 
     def _block(self, features: int, name: str, resample: Callable | None = None) -> layers.ResidualBlock:
-        kind = nn.remat(layers.ResidualBlock, static_argnums=(3,)) if self.remat else layers.ResidualBlock
+        kind = nn.remat(layers.ResidualBlock) if self.remat else layers.ResidualBlock
         return kind(
             features, self.dropout, self.num_groups, self.norm_eps, self.time_scale_shift, resample, self.dtype, name=name
         )

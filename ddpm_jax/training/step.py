@@ -11,7 +11,7 @@ import optax
 
 from ddpm_jax import ema, images, keys, timesteps
 from ddpm_jax.losses import LossOf
-from ddpm_jax.networks import Network
+from ddpm_jax.networks import Network, UNet
 from ddpm_jax.timesteps import DrawTimes
 from ddpm_jax.training.state import Skipped, TrainState
 
@@ -163,11 +163,15 @@ def predict_in_training(
 ) -> jax.Array:
     """Runs the network with dropout, each example's mask from its own key.
 
-    The network is mapped over single examples, which is what makes its masks independent of the batch; convolutions and
-    products see the whole batch all the same, since mapping them over examples is what batching means.
+    A UNet sees to that itself. Others are mapped over single examples, which is what makes their masks independent of the
+    batch; convolutions and products see the whole batch all the same, since mapping them over examples is what batching means.
     """
+    inputs = (x_t, t) if labels is None else (x_t, t, labels)
+    if isinstance(network, UNet):
+        output: Any = network.apply(params, *inputs, train=True, dropout_keys=dropout_keys)
+        return output
 
     def of_one(key: jax.Array, *inputs: jax.Array) -> jax.Array:
         return network.apply(params, *(a[None] for a in inputs), train=True, rngs={"dropout": key})[0]
 
-    return jax.vmap(of_one)(dropout_keys, x_t, t, *(() if labels is None else (labels,)))
+    return jax.vmap(of_one)(dropout_keys, *inputs)

@@ -1,0 +1,93 @@
+"""What is computed in a quicker way is what the plain way computes: values, gradients and forward derivatives."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.networks import UNet, layers
+
+KEY = jax.random.key(0)
+
+
+class Plain(nn.Module):
+    """flax's own layers, under our parameters' names."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        match self.kind:
+            case "norm":
+                return nn.swish(nn.GroupNorm(4, epsilon=1e-6, name="layer")(x))
+            case "stride":
+                return nn.Conv(6, (3, 3), (2, 2), name="layer")(x)
+            case "double":
+                return nn.Conv(6, (3, 3), name="layer")(x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+class Quick(Plain):
+    """Ours."""
+
+    @nn.compact
+    def __call__(self, x):
+        match self.kind:
+            case "norm":
+                return layers.GroupNorm(4, name="layer")(x, layers.swish)
+            case "stride":
+                return layers.Conv(6, jnp.float32, stride=2, name="layer")(x)
+            case "double":
+                return layers.DoubleConv(6, jnp.float32, name="layer")(x)
+
+
+@pytest.mark.parametrize("kind", ["norm", "stride", "double"])
+@pytest.mark.parametrize("shape", [(2, 4, 6, 8), (3, 5, 3, 8)])
+def test_the_quick_way_is_the_plain_way(kind, shape):
+    """With sizes that eighths divide, and odd ones."""
+    x = 1 + jax.random.normal(KEY, shape)
+    variables = jax.tree.map(lambda a: a + jax.random.normal(KEY, a.shape), Plain(kind).init(KEY, x))
+    weight = jax.random.normal(jax.random.key(1), Plain(kind).apply(variables, x).shape)
+
+    def value_gradients_and_derivative(network):
+        of = lambda variables, x: (network.apply(variables, x) * weight).sum()  # noqa: E731
+        forward = lambda x: network.apply(variables, x)  # noqa: E731
+        return forward(x), jax.grad(of, (0, 1))(variables, x), jax.jvp(forward, (x,), (x**2,))
+
+    ours, plain = (jax.jit(value_gradients_and_derivative, static_argnums=0)(each(kind)) for each in (Quick, Plain))
+    assert jax.tree.structure(ours) == jax.tree.structure(plain)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def test_dropout_drops_the_share_asked_for_and_keeps_the_mean():
+    """A million draws: the standard deviation of the share is 0.0003, of a correlation 0.001."""
+    keys = jax.random.split(KEY, 4)
+    x = jnp.ones((4, 512, 512))
+    kept = np.asarray(layers.dropped(keys, "a", 0.1, x))
+    assert set(np.unique(kept).round(5)) == {0.0, np.float32(1 / 0.9).round(5)}
+    assert abs((kept == 0).mean() - 0.1) < 4 * 0.0003
+    assert abs(kept.mean() - 1) < 4 * 0.0004
+    other = np.asarray(layers.dropped(keys, "b", 0.1, x))
+    pairs = [(kept[:, 1:], kept[:, :-1]), (kept[:, :, 1:], kept[:, :, :-1]), (kept[0], kept[1]), (kept, other)]
+    for a, b in pairs:
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 4 * 0.002
+
+
+def test_an_examples_mask_is_that_of_its_key():
+    keys, x = jax.random.split(KEY, 6), jnp.ones((6, 5, 3))
+    whole = layers.dropped(keys, "a", 0.5, x)
+    np.testing.assert_array_equal(layers.dropped(keys[3:], "a", 0.5, x[3:]), whole[3:])
+    np.testing.assert_array_equal(layers.dropped(keys[::-1], "a", 0.5, x), whole[::-1])
+    assert len(np.unique(whole.reshape(6, -1), axis=0)) == 6
+
+
+def test_a_networks_masks_follow_the_examples():
+    network = UNet(channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), num_groups=4, dropout=0.3)
+    x, t, keys = jax.random.normal(KEY, (5, 4, 4, 1)), jnp.arange(5), jax.random.split(KEY, 5)
+    shapes = jax.eval_shape(network.init, KEY, x, t)
+    variables = jax.tree.map(lambda a: 0.3 * jax.random.normal(KEY, a.shape), shapes)
+    run = jax.jit(lambda x, t, keys: network.apply(variables, x, t, train=True, dropout_keys=keys))
+    whole = run(x, t, keys)
+    np.testing.assert_allclose(run(x[3:], t[3:], keys[3:]), whole[3:], atol=1e-5)
+    assert not np.allclose(whole, run(x, t, keys[::-1]), atol=1e-2)
