@@ -238,8 +238,9 @@ class ResidualBlock(nn.Module):
 def dropped(keys: jax.Array, name: str, probability: float, x: jax.Array) -> jax.Array:
     """Dropout, example i's mask from key i and the name alone.
 
-    A hash of the place in the example, keyed before and after: as good as `jax.random` here, at a fifth of the operations.
-    The mixing is `lowbias32` of https://nullprogram.com/blog/2018/07/31.
+    A hash of the place in the example, keyed before and after, which takes fewer operations than `jax.random`; tested are the
+    share that it drops and that masks of places, examples and layers are uncorrelated. The mixing is `lowbias32` of
+    https://nullprogram.com/blog/2018/07/31.
 
     Args:
         keys: Typed keys [B].
