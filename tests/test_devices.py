@@ -1,9 +1,11 @@
 """One run on one device, on eight, and by two processes: the same losses; and what a process does when the other is lost."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -60,32 +62,46 @@ def test_eight_devices_train_as_one_whatever_each_holds_and_go_on_with_its_check
     assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5)
 
 
-def test_two_processes_train_as_one_and_end_when_one_is_lost(one, environment, tmp_path):
-    """Killed after a checkpoint, the other ends soon and says why; then one process goes on, with the same data."""
-    workdir, port = tmp_path / "run", free_port()
-    by_two = ["--devices.coordinator", f"127.0.0.1:{port}", "--devices.num_processes", "2", "--devices.process_id"]
+@contextlib.contextmanager
+def two_processes(workdir, environment, until):
+    """Two processes of four devices, once the run has come to a step."""
+    address = ["--devices.coordinator", f"127.0.0.1:{free_port()}", "--devices.num_processes", "2", "--devices.process_id"]
     options = {"env": environment(4), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    first, second = (subprocess.Popen(command(workdir, 1000, *by_two, str(i)), **options) for i in range(2))
+    first, second = (subprocess.Popen(command(workdir, 1000, *address, str(i)), **options) for i in range(2))
     try:
         deadline = time.monotonic() + 240
-        while not ((workdir / "checkpoints" / "10").exists() and max(losses(workdir), default=0) >= 12):
+        while max(losses(workdir) if (workdir / "metrics.jsonl").exists() else {}, default=0) < until:
             assert first.poll() is None and second.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
+        yield first, second
+    finally:
+        first.kill()
+        second.kill()
+
+
+def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path):
+    """By a signal to one of them both save; when one is killed the other ends soon; then one goes on, with the same data."""
+    workdir = tmp_path / "run"
+    with two_processes(workdir, environment, until=3) as processes:
+        processes[1].send_signal(signal.SIGTERM)
+        ended = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143]
+    assert all("ended by SIGTERM; step " in error and " is saved; the same command" in error for _, error in ended)
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    with two_processes(workdir, environment, until=max(saved, 10) + 2) as (first, second):
         second.kill()
         began = time.monotonic()
         out, error = first.communicate(timeout=120)
         assert time.monotonic() - began < 90
-    finally:
-        first.kill()
-        second.kill()
     assert first.returncode in (1, -6), "at an error of its own, or by JAX"
     assert "the same command, given to all, goes on" in error or "task died" in error
-    assert "8 x cpu, from step 0" in out
+    assert f"8 x cpu, from step {saved}" in out
     told = second.communicate()[0]
     assert told.startswith("process 1 of 2: process 0 tells of the run\n")
     assert "parameters" not in told and "loss" not in told
-    for later in range(20, 1000, 10):
-        shutil.rmtree(workdir / "checkpoints" / str(later), ignore_errors=True)
+    for path in (workdir / "checkpoints").iterdir():
+        if path.name != "10":
+            shutil.rmtree(path)
     seen = {step: loss for step, loss in losses(workdir).items() if step <= 20}
     assert seen == pytest.approx({step: losses(one)[step] for step in seen}, rel=1e-5)
     said = run(command(workdir, 20), environment(1))
