@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from ddpm_jax import distributed
@@ -29,7 +30,8 @@ def test_what_names_no_processes_is_refused(coordinator, num_processes, process_
 
 
 def test_one_process_alone_joins_nothing():
-    distributed.join(None, None, None, cluster=False, timeout=1)
+    assert distributed.join(None, None, None, cluster=False, timeout=1)
+    assert jax.process_count() == 1
 
 
 @pytest.mark.parametrize("process_id", [0, 1])
