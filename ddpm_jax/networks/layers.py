@@ -5,7 +5,6 @@ Parameters are float32; `dtype` is that of convolutions and products. Norms and 
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ddpm_jax.networks import winograd
+from ddpm_jax.networks.xla import mean_over_space, on_cpu, settle
 
 Dtype = jnp.dtype | type
 
@@ -46,14 +48,6 @@ def timestep_embedding(t: jax.Array, dim: int, freq_shift: float = 1.0, cos_firs
     angle = t.astype(jnp.float32)[:, None] * frequency[None, :]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     return jnp.concatenate([cos, sin] if cos_first else [sin, cos], axis=1)
-
-
-def settle(x: jax.Array) -> jax.Array:
-    """Has XLA compute x once and for all its uses, and what comes back to it likewise.
-
-    On CPU it would otherwise compute x anew in each of its uses, some of which are sums and transpositions, where that is slow.
-    """
-    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
 
 @jax.custom_jvp
@@ -100,8 +94,19 @@ class Conv(nn.Module):
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """X [B, H, W, C], kernel [size, size, C, features] -> [B, H / stride, W / stride, features]."""
+        if self.size == 1 and self.stride == 1:
+            return x @ kernel[0, 0]
+        if self.size == 3 and self.stride == 1 and _is_for_winograd(x, kernel):
+            return winograd.conv(x, kernel)
         strides = (self.stride, self.stride)
         return jax.lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _is_for_winograd(x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether the fewer multiplications pay: on CPU, in float32, where much is to be multiplied."""
+    batch, height, width, _ = x.shape
+    large = min(kernel.shape[2:]) >= 32 and batch * height * width >= 512
+    return on_cpu() and x.dtype == jnp.float32 and large and height % 2 == 0 and width % 2 == 0
 
 
 class DoubleConv(Conv):
@@ -113,6 +118,8 @@ class DoubleConv(Conv):
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """X [B, H, W, C], kernel [3, 3, C, features] -> [B, 2H, 2W, features]."""
+        if _is_for_winograd(x, kernel):
+            return winograd.double_conv(x, kernel)
         batch, height, width, _ = x.shape
 
         def halves(k: jax.Array, axis: int) -> list[jax.Array]:
@@ -168,24 +175,6 @@ class GroupNorm(nn.Module):
             return then((x * gain[:, None] + shift[:, None]).reshape(batch, height, width, channels))
 
         return apply(x, gain, shift)
-
-
-@jax.custom_jvp
-def mean_over_space(x: jax.Array) -> jax.Array:
-    """[B, N, C] -> [B, C]. Eighths are added first: XLA on CPU is fast at sums of arrays, and slow at sums within one.
-
-    The derivative is that of a plain mean; the eighths' own would take every eighth of the gradient for itself.
-    """
-    batch, num, channels = x.shape
-    if num % 8 == 0:
-        eighths = x.reshape(batch, 8, num // 8, channels)
-        x = functools.reduce(jnp.add, [eighths[:, i] for i in range(8)])
-    return x.sum(axis=1) / num
-
-
-@mean_over_space.defjvp
-def _mean_over_space_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return mean_over_space(*primals), tangents[0].mean(axis=1)
 
 
 class ResidualBlock(nn.Module):

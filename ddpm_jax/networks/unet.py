@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.networks import layers
+from ddpm_jax.networks.xla import settle
 
 MIDDLES = ("attention", "attention_without_norm", "blocks", "none")
 
@@ -111,7 +112,7 @@ class UNet(nn.Module):
         h = self._middle(h, embedding, dropout_keys)
         h = self._up(h, skips, embedding, dropout_keys)
         h = layers.GroupNorm(self.num_groups, self.norm_eps, name="head_norm")(h, layers.swish)
-        h = layers.settle(h.astype(self.dtype))
+        h = settle(h.astype(self.dtype))
         out_channels = x_t.shape[-1] if self.out_channels is None else self.out_channels
         return layers.conv(out_channels, self.dtype, scale=0.0, name="head")(h).astype(jnp.float32)
 
