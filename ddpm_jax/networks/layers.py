@@ -94,9 +94,10 @@ class Conv(nn.Module):
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """X [B, H, W, C], kernel [size, size, C, features] -> [B, H / stride, W / stride, features]."""
-        if self.size == 1 and self.stride == 1:
+        keeps_size = self.stride == 1 and self.padding == "SAME"
+        if keeps_size and self.size == 1:
             return x @ kernel[0, 0]
-        if self.size == 3 and self.stride == 1 and _is_for_winograd(x, kernel):
+        if keeps_size and self.size == 3 and _is_for_winograd(x, kernel):
             return winograd.conv(x, kernel)
         strides = (self.stride, self.stride)
         return jax.lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -105,7 +106,7 @@ class Conv(nn.Module):
 def _is_for_winograd(x: jax.Array, kernel: jax.Array) -> bool:
     """Whether the fewer multiplications pay: on CPU, in float32, where much is to be multiplied."""
     batch, height, width, _ = x.shape
-    large = min(kernel.shape[2:]) >= 32 and batch * height * width >= 512
+    large = min(kernel.shape[2:]) >= 128 and batch * height * width >= 512
     return on_cpu() and x.dtype == jnp.float32 and large and height % 2 == 0 and width % 2 == 0
 
 

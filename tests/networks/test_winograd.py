@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.networks import winograd
-from ddpm_jax.networks.layers import Conv, double
+from ddpm_jax.networks.layers import Conv, DoubleConv, double
 
 
 def plain(x, kernel):
@@ -34,9 +34,20 @@ def test_equal_to_the_plain_form(quick, plain, shape):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="for CPU alone")
-@pytest.mark.parametrize(("shape", "num"), [((8, 8, 8, 32), 16), ((8, 8, 8, 16), 0), ((1, 8, 8, 32), 0), ((8, 9, 9, 32), 0)])
-def test_taken_where_it_pays(shape, num):
-    layer = Conv(32, jnp.float32)
+@pytest.mark.parametrize(
+    ("layer", "shape", "num"),
+    [
+        (Conv(128, jnp.float32), (8, 8, 8, 128), 16),
+        (DoubleConv(128, jnp.float32), (8, 8, 8, 128), 9),
+        (Conv(128, jnp.float32), (8, 8, 8, 64), 0),
+        (Conv(128, jnp.float32), (1, 8, 8, 128), 0),
+        (Conv(128, jnp.float32), (8, 9, 9, 128), 0),
+        (Conv(128, jnp.float32, stride=2), (8, 8, 8, 128), 0),
+        (Conv(128, jnp.float32, padding=((0, 2), (0, 2))), (8, 8, 8, 128), 0),
+        (Conv(128, jnp.bfloat16), (8, 8, 8, 128), 0),
+    ],
+)
+def test_taken_where_it_pays(layer, shape, num):
     x = jnp.zeros(shape)
     program = jax.jit(layer.apply).lower(layer.init(jax.random.key(0), x), x).as_text()
     assert program.count("dot_general") == num
