@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import optax
 from ddpm_jax import ema, images, keys, timesteps
 from ddpm_jax.losses import LossOf
 from ddpm_jax.networks import Network, UNet
+from ddpm_jax.networks.xla import settle
 from ddpm_jax.timesteps import DrawTimes
 from ddpm_jax.training.state import Skipped, TrainState
 
@@ -19,6 +20,7 @@ QUARTERS = 4
 """The times are divided into as many parts, the loss of each of which is a metric of its own."""
 
 Batch = dict[str, jax.Array]
+T = TypeVar("T")
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -91,21 +93,19 @@ def make_train_step(
 
         examples = (x0, labels, ids, dropout_keys, t, weights)
         mean, losses, gradient = _mean_gradient(loss_of, state.params, examples, accumulate)
-        num_updates = state.step - state.skipped.total
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        moved = {name: ema.update(state.ema[name], params, num_updates, share) for name, share in averages.items()}
-        history = state.history
-        if isinstance(history, timesteps.LossHistory):
-            history = timesteps.remember(history, t, losses)
         grad_norm = optax.tree.norm(gradient)
         is_finite = jnp.isfinite(mean) & jnp.isfinite(grad_norm)
+        num_updates = state.step - state.skipped.total
+        params, opt_state, moved = _updated(optimizer, averages, state, gradient, num_updates, is_finite)
+        history = state.history
+        if isinstance(history, timesteps.LossHistory):
+            history = _where(is_finite, timesteps.remember(history, t, losses), history)
         skipped = Skipped(state.skipped.total + ~is_finite, jnp.where(is_finite, 0, state.skipped.in_a_row + 1))
-        state = _changed_if(is_finite, TrainState(state.step + 1, params, opt_state, moved, skipped, history), state)
+        state = TrainState(state.step + 1, params, opt_state, moved, skipped, history)
         metrics = {
             "loss": mean,
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(state.params),
+            "param_norm": optax.tree.norm(params),
             "learning_rate": jnp.asarray(learning_rate(num_updates)),
             "is_finite": is_finite,
             "skipped": skipped.total,
@@ -145,10 +145,30 @@ def _mean_gradient(
     return jnp.mean(means), losses.T.reshape(-1), jax.tree.map(lambda a: a / num_parts, total)
 
 
-def _changed_if(is_finite: jax.Array, after: TrainState, before: TrainState) -> TrainState:
-    """The state after a step: where not all was finite, only the step and the count of those skipped differ."""
-    kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
-    return kept._replace(step=after.step, skipped=after.skipped)
+def _updated(
+    optimizer: optax.GradientTransformation,
+    averages: Mapping[str, ema.Share],
+    state: TrainState,
+    gradient: Any,
+    num_updates: jax.Array,
+    is_finite: jax.Array,
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The parameters, the optimizer's state and the averages after an update; those before it where not all is finite.
+
+    Each is written upon what was before, once nothing else reads that: or XLA on CPU copies the whole state at every step.
+    """
+    updates, _ = optimizer.update(gradient, state.opt_state, state.params)
+    updates, gradient, state = settle((updates, gradient, state))
+    _, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = settle(_where(is_finite, optax.apply_updates(state.params, updates), state.params))
+    moved = {name: ema.update(state.ema[name], params, num_updates, share) for name, share in averages.items()}
+    return params, _where(is_finite, opt_state, state.opt_state), _where(is_finite, moved, state.ema)
+
+
+def _where(condition: jax.Array, new: T, old: T) -> T:
+    """One tree of arrays or the other."""
+    chosen: T = jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+    return chosen
 
 
 def _by_quarters(t: jax.Array, losses: jax.Array, num_times: int) -> dict[str, jax.Array]:

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import chex
 import flax.linen as nn
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import ema, factory, schedules
+from ddpm_jax import ema, factory, schedules, sharding
 from ddpm_jax.config import Diffusion, Loss
 from ddpm_jax.training import step
 from ddpm_jax.training.state import TrainState, begin, init_params, init_state, num_params
@@ -187,6 +188,15 @@ def test_the_state_is_donated_and_no_buffer_is_shared():
     jax.block_until_ready(after)
     pointers = [a.unsafe_buffer_pointer() for a in jax.tree.leaves(after)]
     assert len(set(pointers)) == len(pointers)
+
+
+def test_the_state_is_not_copied_on_cpu():
+    """Each array that is trained, its moments and its average are written where they were; small numbers may be copied."""
+    lowered = jax.jit(make(), donate_argnums=0).lower(new_state(), BATCH)
+    program = lowered.compile(sharding.compiler_options()).as_text()
+    names = [name for name in re.findall(r" = f32\S+ copy\(.*?%(state_\w+)", program) if "kernel" in name]
+    assert "state_params" in program
+    assert names == []
 
 
 def test_averages_follow_the_parameters_each_at_its_own_pace():
