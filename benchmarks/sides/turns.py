@@ -1,0 +1,89 @@
+"""Calls something in a process of its own, in which nothing of another side is loaded."""
+
+import concurrent.futures
+import importlib
+import multiprocessing
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Run = Callable[[], Any]
+
+
+class Turn(NamedTuple):
+    """The seconds of a call, the median of a turn, and the most memory of the process from its first turn on, in bytes."""
+
+    seconds: float
+    peak: int
+
+
+class Side:
+    """A process that has made something to call.
+
+    Attributes:
+        num_params: Parameters of its network.
+        first: Seconds from making it to the end of the first call.
+    """
+
+    def __init__(self, module: str, make: str, *arguments: Any):
+        """Makes what `sides.<module>.<make>(*arguments)` gives: what to call, and the number of parameters."""
+        context = multiprocessing.get_context("spawn")
+        self._process = concurrent.futures.ProcessPoolExecutor(1, context)
+        self._module = module
+        self.num_params, self.first = self._process.submit(_make, module, make, arguments).result()
+
+    def turn(self, least: float = 1.0) -> Turn:
+        """Calls once uncounted, for what others did to the caches, then for at least so many seconds, at least once."""
+        return self._process.submit(_turn, least).result()
+
+    def matmul_rate(self, size: int = 2048) -> float:
+        """FLOP/s of float32 products of square matrices: the best of 20."""
+        seconds: float = self._process.submit(_best_product, self._module, size).result()
+        return 2 * size**3 / seconds
+
+    def end(self) -> None:
+        """Ends the process."""
+        self._process.shutdown()
+
+
+_runs: list[Run] = []  # of this process
+
+
+def _make(module: str, make: str, arguments: tuple[Any, ...]) -> tuple[int, float]:
+    began = time.perf_counter()
+    run, num_params = getattr(importlib.import_module(f"sides.{module}"), make)(*arguments)
+    _runs.append(run)
+    run()
+    first = time.perf_counter() - began
+    run()
+    memory = pathlib.Path("/proc/self/clear_refs")
+    if memory.exists():
+        memory.write_text("5")  # so that the peak leaves out the compiler
+    return num_params, first
+
+
+def _turn(least: float) -> Turn:
+    (run,) = _runs
+    run()
+    times: list[float] = []
+    while not times or sum(times) < least:
+        times.append(_seconds(run))
+    status = pathlib.Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peak = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+    return Turn(float(np.median(times)), peak)
+
+
+def _best_product(module: str, size: int) -> float:
+    a = np.random.default_rng(0).standard_normal((size, size), np.float32)
+    product = importlib.import_module(f"sides.{module}").matmul(a)
+    return min(_seconds(product) for _ in range(20))
+
+
+def _seconds(run: Run) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
