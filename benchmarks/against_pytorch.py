@@ -14,7 +14,8 @@ best variant, chosen by one turn beforehand: eager or compiled, channels first o
 
 `share of peak` in training is 3 times the forward pass's multiplications and additions, in the plain form of the network, by
 the time, over the rate of ours or PyTorch's large matrix product, whichever is higher, measured in every pair. `memory` is the
-most that the whole process held in its turns, of the host's.
+most that the whole process held in its turns, of the host's. Both have the huge pages that train.py takes; GLIBC_TUNABLES="" in
+the environment leaves them out.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import platform
 import numpy as np
 from sides.turns import Side
 
+from ddpm_jax import cli
 from ddpm_jax.config import Config, read_config
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of PyTorch, to choose among")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
+    cli.take_huge_pages()
     config, shape = config_of(options), SHAPES[options.model]
     make = "training" if options.what == "training" else "sampling"
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import factory, sharding
+from ddpm_jax import cli, factory, sharding
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config
 from ddpm_jax.training.state import TrainState, init_state
@@ -77,4 +77,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--saves", type=int, default=3)
     given = parser.parse_args()
+    cli.take_huge_pages()
     main(given.batch_size, given.steps, given.saves)

@@ -18,6 +18,8 @@ import jax
 import tyro
 
 T = TypeVar("T")
+HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+"""Where Linux says who gets pages of 2 MiB in place of 4 KiB: [always], [madvise], which is who asks, or [never]."""
 
 
 class UsageError(Exception):
@@ -94,6 +96,7 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
         main: Takes the command line, without the program's name.
         section: Part of the config whose options the script has without its name: "sample." makes --sample.eta --eta.
     """
+    take_huge_pages()
     keep_programs()
     try:
         main(sys.argv[1:])
@@ -109,6 +112,17 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
         os._exit(code)  # at once: threads of libraries have no more to say
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)
+
+
+def take_huge_pages() -> None:
+    """Starts this command again, in the same process, as one whose memory asks Linux for huge pages, where asking counts.
+
+    A step takes and gives back all its memory, page by page, and on CPU is up to a fifth shorter with larger ones. C's library
+    reads GLIBC_TUNABLES at the start of a program alone; where the user has set it, even to nothing, it stays.
+    """
+    if HUGE_PAGES.exists() and "[madvise]" in HUGE_PAGES.read_text() and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def keep_programs() -> None:

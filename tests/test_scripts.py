@@ -390,6 +390,29 @@ def test_programs_are_kept_in_the_users_folder_unless_the_environment_says_other
     assert list((tmp_path / "caches" / "ddpm_jax").iterdir())
 
 
+@pytest.mark.parametrize("setting, of_the_user, expected", [
+    ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+    ("always [madvise] never", "", ""),
+    ("[always] madvise never", None, None),
+    (None, None, None),
+])  # fmt: skip
+def test_huge_pages_are_taken_where_linux_grants_them_to_who_asks(tmp_path, setting, of_the_user, expected):
+    """In the same process, with the same command."""
+    if setting is not None:
+        (tmp_path / "enabled").write_text(setting)
+    code = """if True:
+        import os, pathlib, sys
+        from ddpm_jax import cli
+        cli.HUGE_PAGES = pathlib.Path(sys.argv[1])
+        cli.run_script(lambda argv: print([os.getpid(), os.environ.get("GLIBC_TUNABLES"), argv[1:]]))
+    """
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    env |= {} if of_the_user is None else {"GLIBC_TUNABLES": of_the_user}
+    command = [sys.executable, "-c", code, str(tmp_path / "enabled"), "--an option"]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    assert process.communicate(timeout=60)[0] == f"{[process.pid, expected, ['--an option']]}\n"
+
+
 def test_help_answers_at_once_and_lists_the_options():
     result = run("train.py", "--help")
     assert result.returncode == 0
