@@ -13,7 +13,6 @@ import pathlib
 import statistics
 import tempfile
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from ddpm_jax import cli, factory, sharding
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config
+from ddpm_jax.training.loop import compile_step
 from ddpm_jax.training.state import TrainState, init_state
 from ddpm_jax.training.step import make_train_step
 
@@ -32,12 +32,14 @@ def main(batch_size: int, steps: int, saves: int) -> None:
     learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
     optimizer, averages = factory.make_optimizer(config.optimizer, learning_rate), factory.make_averages(config.ema, batch_size)
     history, draw_times = factory.make_times(config.loss, schedule.num_steps, batch_size)
-    layout = sharding.replicated(sharding.make_mesh())
+    mesh = sharding.make_mesh()
+    layout = sharding.replicated(mesh)
     state = sharding.create(lambda: init_state(key, network, optimizer, (32, 32, 3), averages, history), layout)
     loss = factory.make_loss(config.loss, config.diffusion, schedule)
     train_step = make_train_step(key, network, loss, draw_times, optimizer, learning_rate, averages, schedule.num_steps)
-    batch: Any = {"image": np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)}
-    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile(sharding.compiler_options())
+    image = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
+    batch = sharding.put_batch(mesh, {"image": image})
+    compiled = compile_step(train_step, state, batch, mesh)
 
     def timed_step(state: TrainState) -> tuple[TrainState, float]:
         began = time.perf_counter()

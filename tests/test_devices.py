@@ -123,9 +123,6 @@ from ddpm_jax.training import loop
 from ddpm_jax.training.state import init_state
 from ddpm_jax.training.step import make_train_step
 
-class Quiet:
-    def say(self, line): pass
-
 key, mesh, network, optimizer = jax.random.key(0), sharding.make_mesh(), UNet(64, (1,), 1, ()), optax.adam(1e-3)
 averages = {"decay": ema.exponential(0.9)}
 init = functools.partial(init_state, key, network, optimizer, (4, 4, 1), averages)
@@ -136,7 +133,7 @@ step = make_train_step(key, network, loss, times, optimizer, lambda n: 1e-3, ave
                        gather=functools.partial(sharding.gather, mesh))
 divided, copied = (sharding.placed(shapes, s) for s in (sharding.divided(mesh, shapes), sharding.replicated(mesh)))
 batch = {"image": jax.ShapeDtypeStruct((8, 4, 4, 1), np.uint8)}
-compiled = loop._compile(step, divided, batch, mesh, Quiet())
+compiled = loop.compile_step(step, divided, batch, mesh)
 shapes_gathered = re.findall(r"= f32\\[([\\d,]+)\\]\\S* all-gather", compiled.as_text())
 print(json.dumps({
     "share": sharding.bytes_per_device(divided) / sharding.bytes_per_device(copied),

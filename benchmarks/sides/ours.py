@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax import cli, factory, sharding
 from ddpm_jax.config import Config
+from ddpm_jax.training.loop import compile_step
 from ddpm_jax.training.state import init_state, num_params
 from ddpm_jax.training.step import make_train_step
 from sides.turns import Run
@@ -32,7 +33,7 @@ def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     state = sharding.create(init, sharding.replicated(mesh))
     image = np.random.default_rng(0).integers(0, 256, (batch_size, *shape), np.uint8)
     batch = sharding.put_batch(mesh, {"image": image})
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile(sharding.compiler_options())
+    compiled = compile_step(step, state, batch, mesh)
     held, num = [state], num_params(state.params)
     del state
 

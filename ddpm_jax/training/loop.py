@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -65,7 +67,7 @@ def train(
     batch, no_data = _read(batches, start)
     if no_data is not None:
         raise no_data
-    compiled = _compile(train_step, state, sharding.put_batch(mesh, batch), mesh, record.terminal)
+    compiled = compile_step(train_step, state, sharding.put_batch(mesh, batch), mesh, record.terminal.say)
     record.begin()
     late = None
     for step in range(start + 1, num_steps + 1):
@@ -119,8 +121,18 @@ def _read(batches: Iterator[dict[str, np.ndarray]], step: int) -> tuple[dict[str
         return {}, Ended(f"cannot read the batch of step {step + 1}: {why}", 1)
 
 
-def _compile(train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh, terminal: Terminal) -> TrainStep:
-    """Compiles the step, the state donated and where it was, the batch divided among the devices."""
+def compile_step(
+    train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh, say: Callable[[str], None] = lambda line: None
+) -> TrainStep:
+    """Compiles the step, the state donated and where it was, the batch divided among the devices.
+
+    Args:
+        train_step: From `make_train_step`.
+        state: A state, on the mesh.
+        batch: A batch, on the mesh.
+        mesh: The devices.
+        say: Told how long it took, and what a step costs.
+    """
     began = time.perf_counter()
     placed = jax.tree.map(lambda a: a.sharding, state)
     jitted = jax.jit(
@@ -129,7 +141,15 @@ def _compile(train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh,
     )  # fmt: skip
     lowered = jitted.lower(state, batch)
     compiled = lowered.compile(sharding.compiler_options())
-    terminal.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
-    terminal.say(footprint.describe(state, lowered, compiled))
+    _give_back_memory()
+    say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
+    say(footprint.describe(state, lowered, compiled))
     distributed.wait("compiled")
     return compiled
+
+
+def _give_back_memory() -> None:
+    """Gives the system what the compiler has left free, up to gigabytes that glibc would keep."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
+        trim(0)
