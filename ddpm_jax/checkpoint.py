@@ -119,6 +119,10 @@ class Checkpoints:
         uncompressed = ocp.Context()  # random digits hardly shrink, and the CPU has better things to do
         uncompressed.array.saving.use_compression = False
         try:
+            if jax.process_count() == 1:
+                unfinished.mkdir(
+                    parents=True, exist_ok=True
+                )  # where that fails, Orbax's threads would wait five minutes for it
             with uncompressed:
                 response = ocp.save_checkpointables_async(unfinished, parts, overwrite=True)
         except Exception as error:  # of a wide choice, as below

@@ -2,6 +2,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import chex
 import jax
@@ -198,3 +199,17 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
         assert checkpoints.failed
     assert "CANNOT SAVE step 1" in said[0]
     assert "there is none before it" in said[0]
+
+
+def test_a_process_ends_at_once_after_a_save_that_failed(tmp_path):
+    """Threads that wait for a folder which nobody can make would hold it up for minutes."""
+    (tmp_path / "file").write_text("")
+    code = """if True:
+        import sys, jax.numpy as jnp
+        from ddpm_jax.checkpoint import Checkpoints
+        with Checkpoints(sys.argv[1], keep=1, report=print) as checkpoints:
+            checkpoints.save(1, {"w": jnp.zeros(3)}, {})
+    """
+    command = [sys.executable, "-c", code, str(tmp_path / "file" / "c")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.startswith("CANNOT SAVE step 1")
