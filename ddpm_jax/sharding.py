@@ -30,12 +30,17 @@ def make_mesh() -> Mesh:
 def compiler_options() -> dict[str, str | bool]:
     """XLA's options for the programs that cost.
 
-    On CPU: no fusions through YNNPACK, which make small UNets slower; and the barriers between a block and its recomputation
-    stay until memory is planned, without which it would come too early to save any.
+    On CPU: no fusions through YNNPACK, which make small UNets slower; vectors of 512 bits where the processor has them, up to
+    5 % faster; and the barriers between a block and its recomputation stay until memory is planned, without which it would
+    come too early to save any.
     """
     if jax.default_backend() != "cpu":
         return {}
-    return {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "cse_barrier_expander"}
+    return {
+        "xla_cpu_experimental_ynn_fusion_type": "",
+        "xla_cpu_prefer_vector_width": "512",
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    }
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -84,7 +84,8 @@ before = priorities()
 with Checkpoints(sys.argv[1], keep=1) as checkpoints:
     checkpoints.save(1, state, {})
     during = priorities()
-print({during[task] for task in during.keys() - before.keys()}, {during[task] - before[task] for task in during.keys() & before.keys()})
+started, kept = during.keys() - before.keys(), during.keys() & before.keys()
+print({during[task] for task in started}, {during[task] - before[task] for task in kept})
 """
 
 

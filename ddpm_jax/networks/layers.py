@@ -97,17 +97,25 @@ class Conv(nn.Module):
         keeps_size = self.stride == 1 and self.padding == "SAME"
         if keeps_size and self.size == 1:
             return x @ kernel[0, 0]
-        if keeps_size and self.size == 3 and _is_for_winograd(x, kernel):
-            return winograd.conv(x, kernel)
+        if keeps_size and self.size == 3:
+            return _by_winograd(winograd.conv, self._plain, x, kernel)
+        return self._plain(x, kernel)
+
+    def _plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         strides = (self.stride, self.stride)
         return jax.lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _is_for_winograd(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether the fewer multiplications pay: on CPU, in float32, where much is to be multiplied."""
-    batch, height, width, _ = x.shape
-    large = min(kernel.shape[2:]) >= 128 and batch * height * width >= 512
-    return on_cpu() and x.dtype == jnp.float32 and large and height % 2 == 0 and width % 2 == 0
+def _by_winograd(quick: winograd.Convolve, plain: winograd.Convolve, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """By fewer multiplications where that pays, forward or in the gradient too: on CPU, in float32, with many channels."""
+    (batch, height, width, _), (_, _, channels, features) = x.shape, kernel.shape
+    even = height % 2 == 0 and width % 2 == 0
+    if on_cpu() and x.dtype == jnp.float32 and even and batch * height * width >= 512:
+        if channels >= 128 and features >= 128:
+            return quick(x, kernel)
+        if channels >= 64 and features >= 32:
+            return winograd.forward_only(quick, plain)(x, kernel)
+    return plain(x, kernel)
 
 
 class DoubleConv(Conv):
@@ -119,8 +127,9 @@ class DoubleConv(Conv):
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """X [B, H, W, C], kernel [3, 3, C, features] -> [B, 2H, 2W, features]."""
-        if _is_for_winograd(x, kernel):
-            return winograd.double_conv(x, kernel)
+        return _by_winograd(winograd.double_conv, self._plain, x, kernel)
+
+    def _plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         batch, height, width, _ = x.shape
 
         def halves(k: jax.Array, axis: int) -> list[jax.Array]:

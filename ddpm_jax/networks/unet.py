@@ -148,7 +148,7 @@ class UNet(nn.Module):
     def _up(self, h: jax.Array, skips: list[jax.Array], embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.num_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = settle(jnp.concatenate([h, skips.pop()], axis=-1))
                 h = self._block(multiplier * self.channels, f"up{level}_{i}")(h, embedding, keys)
                 h = self._attend(h, level, f"up{level}_{i}_attention")
             if level > 0:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from ddpm_jax.networks.xla import settle
 
 Parts = list[jax.Array]
+Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -36,6 +37,20 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def double_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Doubles by nearest neighbour, then convolves: [B, H, W, C], kernel [3, 3, C, F] -> [B, 2H, 2W, F]."""
     return _convolve(_patch_doubled, _weigh_doubled, _join_doubled, x, kernel)
+
+
+def forward_only(quick: Convolve, plain: Convolve) -> Convolve:
+    """One of these forward, the plain form of the same in the derivatives, where few channels make that the faster one."""
+
+    @jax.custom_jvp
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return quick(x, kernel)
+
+    @convolve.defjvp
+    def jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return quick(*primals), jax.jvp(plain, primals, tangents)[1]
+
+    return convolve
 
 
 @functools.partial(jax.checkpoint, static_argnums=(0, 1, 2))  # patches take 4 times x's memory, and little time
