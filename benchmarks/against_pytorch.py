@@ -5,6 +5,7 @@
     python benchmarks/against_pytorch.py training --model digits --batch-size 64
     python benchmarks/against_pytorch.py ddim --model cifar10 --batch-size 4 --steps 20
     python benchmarks/against_pytorch.py ancestral --model digits --batch-size 64
+    JAX_NUM_CPU_DEVICES=2 python benchmarks/against_pytorch.py ancestral --model digits --batch-size 64
 
 The same network, step and batch on both sides: the parameters are counted and must be as many. Each has a process of its own,
 and they take turns, A B A B; a turn is an uncounted call and then calls for at least a second, of which it is the median. The
@@ -98,19 +99,22 @@ def main() -> None:
     rate = float(np.median(np.max(rates, axis=1)))
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", "diffusers")}
     huge = "with" if "hugetlb" in os.environ.get("GLIBC_TUNABLES", "") else "without"
+    devices = int(os.environ.get("JAX_NUM_CPU_DEVICES", 1))
     figures = {
         "what": vars(options), "parameters": ours.num_params, "seconds": seconds.tolist(), "variant": variant,
         "ratio": float(np.median(ratios)), "images_per_second": (options.batch_size / medians).tolist(), "peak_bytes": peaks,
         "matmul_flops": np.max(rates, axis=1).tolist(), "cores": os.cpu_count(), "huge_pages": huge,
+        "our_devices": devices,
         "versions": {"python": platform.python_version()} | versions,
     }  # fmt: skip
     print(f"\n{os.cpu_count()} cores, {huge} huge pages, {figures['versions']}, {ours.num_params:,} parameters")
-    for name, median, peak in zip(("ours", f"PyTorch, {variant}"), medians, peaks, strict=True):
+    sides = ("ours" if devices == 1 else f"ours, {devices} devices", f"PyTorch, {variant}")
+    for side, median, peak in zip(sides, medians, peaks, strict=True):
         share = ""
         if options.what == "training" and options.model in FORWARD_FLOP:
             share = f"{3 * FORWARD_FLOP[options.model] * options.batch_size / median / rate:9.2f} of {rate / 1e9:.0f} GFLOP/s"
         print(
-            f"{name:32}{1e3 * median:10.1f} ms{options.batch_size / median:12.2f} images/s{peak / 2**20:9.0f} MiB memory{share}"
+            f"{side:32}{1e3 * median:10.1f} ms{options.batch_size / median:12.2f} images/s{peak / 2**20:9.0f} MiB memory{share}"
         )
     print(f"ours is {np.median(ratios):.2f} times as fast, the median of the pairs {' '.join(f'{r:.2f}' for r in ratios)}")
     if options.json:

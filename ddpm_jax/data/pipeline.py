@@ -7,7 +7,7 @@ import functools
 import grain
 import numpy as np
 
-from ddpm_jax.data.sources import Arrays, Source
+from ddpm_jax.data.sources import Arrays, Kept, Source
 
 
 def batches(
@@ -56,8 +56,8 @@ def batches(
 
 
 def _read(source: Source, numbers: np.ndarray) -> dict[str, np.ndarray]:
-    """The examples of these numbers [B], at once where they are in memory, which halves the time."""
-    if isinstance(source, Arrays):
+    """The examples of these numbers [B], at once where that can be, which halves the time."""
+    if isinstance(source, Arrays | Kept):
         return source.take(numbers)
     items = [source[int(number)] for number in numbers]
     return {name: np.stack([item[name] for item in items]) for name in items[0]}
