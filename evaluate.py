@@ -18,9 +18,11 @@ class Options:
     """What to measure."""
 
     workdir: str = "runs/digits"
-    """Where the model was trained; its last checkpoint is used, and results go to its folder evaluation."""
+    """Where the model was trained; results go to its folder evaluation."""
     metric: Literal["bpd", "rate_distortion", "ode_nll"] = "bpd"
     """bpd: the variational bound, bits/dim. rate_distortion: its curve. ode_nll: bits/dim by the probability-flow ODE."""
+    checkpoint: int | Literal["best"] | None = None
+    """Which to measure, by its step, or best for the smallest mean training loss of those kept; the last by default."""
     ema: str | None = None
     """The average of the parameters to measure, by its name, such as power_0.1; raw for none; a number for one of this width,
     put together from snapshots. The first that the run has, by default."""
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 
     # The model and the images.
     with blame("--workdir"):
-        model = trained.load(options.workdir, options.ema)
+        model = trained.load(options.workdir, options.ema, options.checkpoint)
     data = held_out(model.config.data, options, model.image_shape)
     source = factory.make_source(data)
     with blame("--path"):

@@ -24,7 +24,7 @@ class Options:
     """What to draw."""
 
     workdir: str = "runs/digits"
-    """Where the model was trained; its last checkpoint is used."""
+    """Where the model was trained."""
     num: int = 64
     """How many images."""
     first: int = 0
@@ -37,6 +37,8 @@ class Options:
     """Image i depends on (seed, i) alone, not on --first, --num or --batch-size."""
     batch_size: int = 64
     """Images drawn at once."""
+    checkpoint: int | Literal["best"] | None = None
+    """Which to draw with, by its step, or best for the smallest mean training loss of those kept; the last by default."""
     ema: str | None = None
     """The average of the parameters to draw with, by its name, such as power_0.1; raw for none; a number for one of this width,
     put together from snapshots. The first that the run has, by default."""
@@ -87,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     from ddpm_jax.training import trained
 
     with blame("--workdir"):
-        model = trained.load(options.workdir, options.ema)
+        model = trained.load(options.workdir, options.ema, options.checkpoint)
     config = with_options(model.config, options)
     edit = read_edit(options, model.image_shape)
     draw = factory.make_draw(config, model.network, model.schedule, model.image_shape, edit)

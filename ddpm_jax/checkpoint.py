@@ -102,6 +102,20 @@ class Checkpoints:
             raise ValueError(f"expected a checkpoint in {self._folder}, all are damaged: {each}")
         return None
 
+    def find(self, which: int | str) -> int:
+        """The step of one that was asked for: this step itself, or "best", that of the smallest loss it was saved with.
+
+        Raises:
+            ValueError: there is none such, or it is damaged.
+        """
+        steps = self.steps
+        step = min(steps, key=self._loss, default=None) if which == "best" else which
+        if step not in steps:
+            raise ValueError(f"checkpoint: expected best or one of {', '.join(map(str, steps))}, received {which}")
+        if damage := _damage(self._folder / str(step)):
+            raise ValueError(f"checkpoint: expected one that is as it was written, in {self._folder / str(step)} {damage}")
+        return int(step)
+
     def save(self, step: int, parts: dict[str, Tree], metadata: dict[str, Any], loss: float = 0.0) -> None:
         """Saves in the background; waits only for a save that is still under way, and for a copy of the arrays.
 

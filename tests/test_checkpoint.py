@@ -52,6 +52,21 @@ def test_the_best_are_kept_besides(tmp_path):
     assert names(tmp_path) == ["1", "3", "5"]
 
 
+def test_one_that_is_asked_for_is_found(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step, loss in enumerate([0.5, 0.2, 0.9]):
+            checkpoints.save(step, {"step": jnp.int32(step)}, {}, loss)
+        checkpoints.wait()
+        assert [checkpoints.find(which) for which in (0, 2, "best")] == [0, 2, 1]
+        with pytest.raises(ValueError, match="expected best or one of 0, 1, 2, received 3"):
+            checkpoints.find(3)
+        (tmp_path / "1" / "metadata.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"expected one that is as it was written, .*metadata\.json"):
+            checkpoints.find(1)
+    with pytest.raises(ValueError, match="received best"):
+        Checkpoints(tmp_path / "empty").find("best")
+
+
 def test_a_save_holds_the_state_of_its_moment_whatever_is_donated_meanwhile(tmp_path):
     step = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
     now = sharding.create(lambda: state(0.0), EVERYWHERE)

@@ -123,6 +123,8 @@ def test_sampling_needs_the_workdir_alone(trained, tmp_path):
     assert not np.array_equal(b, c)
     assert not np.array_equal(b, d)
     assert Image.open(tmp_path / "a" / "grid.png").size == (3 * 19 * 9 - 19, 2 * 19 * 9 - 19), "enlarged 19 times"
+    earlier = draw("f", "--num", 1, "--checkpoint", 4)
+    assert "1 images from step 4 of" in earlier.stdout
     eight = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     assert run("sample.py", "--workdir", workdir, "--num", 8, "--out", tmp_path / "e", env=eight).returncode == 0
     e = np.load(tmp_path / "e" / "samples.npz")["image"]
@@ -251,6 +253,8 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(tmp_path, args, sa
         (["--film", "3", "--coding", "3"], "--film: expected one experiment at a time"),
         (["--interpolate", "-1"], "--interpolate: t: expected at least 0"),
         (["--variance", "learned", "--sampler", "ddpm"], "--variance: expected fixed_small or fixed_large"),
+        (["--checkpoint", "5"], "checkpoint: expected best or one of 4, 6, received 5"),
+        (["--checkpoint", "worst"], "--checkpoint"),
     ],
 )
 def test_a_mistake_in_sampling_is_one_line_and_writes_nothing(trained, tmp_path, args, said):

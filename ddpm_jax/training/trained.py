@@ -20,7 +20,7 @@ from ddpm_jax.training.state import init_params
 
 
 class Trained(NamedTuple):
-    """What the last checkpoint of a run holds, and what its config names.
+    """What a checkpoint of a run holds, and what its config names.
 
     Attributes:
         config: The config that it was saved with.
@@ -43,22 +43,23 @@ class Trained(NamedTuple):
     average: str
 
 
-def load(workdir: str | os.PathLike[str], average: str | None = None) -> Trained:
-    """Loads the newest checkpoint.
+def load(workdir: str | os.PathLike[str], average: str | None = None, checkpoint: int | str | None = None) -> Trained:
+    """Loads a checkpoint.
 
     Args:
         workdir: Where the model was trained, or is being trained.
         average: Which moving average of the parameters, by name; the run's first by default. "raw": the parameters as they
             are. A number: that of this width, put together from snapshots.
+        checkpoint: Its step, or "best" for that of the smallest mean training loss; the newest by default.
 
     Raises:
-        ValueError: there is no checkpoint, it cannot be read, or it has no such average.
+        ValueError: there is no such checkpoint, it cannot be read, or it has no such average.
     """
     folder = pathlib.Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise ValueError(f"expected a folder that train.py has saved checkpoints in, received {workdir}")
     with Checkpoints(folder) as checkpoints:
-        step = checkpoints.latest
+        step = checkpoints.latest if checkpoint is None else checkpoints.find(checkpoint)
         if step is None:
             raise ValueError(f"expected a checkpoint in {folder}, there is none yet")
         run = checkpoints.metadata(step)
