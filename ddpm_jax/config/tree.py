@@ -209,7 +209,7 @@ class Checkpoint:
     keep: int = 2
     """How many of the latest are kept."""
     best: int = 0
-    """How many of those with the smallest loss since the save before are kept besides; sample.py --checkpoint best takes one."""
+    """How many with the smallest loss since the save before are kept besides; `sample.py --checkpoint best` takes it."""
 
 
 @dataclasses.dataclass(frozen=True)
