@@ -17,7 +17,6 @@ import os
 import pathlib
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Self
 
@@ -60,7 +59,7 @@ class Checkpoints:
         self._keep, self._best, self._report = keep, best, report
         self._damaged: dict[int, str] = {}
         self._whole: set[int] = set()
-        self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint", _give_way)
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._under_way: concurrent.futures.Future[None] | None = None
         if keep is not None:
             self._remove_unfinished()
@@ -131,10 +130,13 @@ class Checkpoints:
         if step in self.steps:
             return
         unfinished = self._folder / f"{step}.unfinished"
+        uncompressed = ocp.Context()  # random digits hardly shrink, and the CPU has better things to do
+        uncompressed.array.saving.use_compression = False
         try:
             if jax.process_count() == 1:  # where that fails, Orbax's threads would wait five minutes for it
                 unfinished.mkdir(parents=True, exist_ok=True)
-            response = self._background.submit(_begin, unfinished, parts).result()
+            with uncompressed:
+                response = ocp.save_checkpointables_async(unfinished, parts, overwrite=True)
         except Exception as error:  # of a wide choice, as below
             self.fail(step, error)
         else:
@@ -244,21 +246,6 @@ class Checkpoints:
 
     def _cannot_read(self, step: int, error: Exception) -> ValueError:
         return ValueError(f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {_one_line(error)}")
-
-
-def _give_way() -> None:
-    """Has this thread, and those that it starts, run where a processor is idle: a step waits for each that it shares."""
-    if sys.platform == "linux":  # where priorities are those of threads
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def _begin(folder: pathlib.Path, parts: dict[str, Tree]) -> Any:
-    """Copies the arrays, and begins to write them."""
-    uncompressed = ocp.Context()  # random digits hardly shrink, and the CPU has better things to do
-    uncompressed.array.saving.use_compression = False
-    with uncompressed:
-        return ocp.save_checkpointables_async(folder, parts, overwrite=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -82,34 +82,6 @@ def test_a_save_holds_the_state_of_its_moment_whatever_is_donated_meanwhile(tmp_
             chex.assert_trees_all_equal(checkpoints.load(i, ABSTRACT), state(float(i)))
 
 
-PRIORITIES = """
-import contextlib, os, pathlib, sys
-import jax.numpy as jnp
-from ddpm_jax.checkpoint import Checkpoints
-
-def priorities():
-    found = {}
-    for task in pathlib.Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            found[task.name] = os.getpriority(os.PRIO_PROCESS, int(task.name))
-    return found
-
-state = {"params": {str(i): jnp.ones(1000) for i in range(20)}}
-before = priorities()
-with Checkpoints(sys.argv[1], keep=1) as checkpoints:
-    checkpoints.save(1, state, {})
-    during = priorities()
-started, kept = during.keys() - before.keys(), during.keys() & before.keys()
-print({during[task] for task in started}, {during[task] - before[task] for task in kept})
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities are those of threads on Linux alone")
-def test_the_threads_that_save_have_the_lowest_priority_and_others_keep_theirs(tmp_path):
-    ran = subprocess.run([sys.executable, "-c", PRIORITIES, tmp_path], capture_output=True, text=True, check=True)
-    assert ran.stdout.split("\n")[0] == "{19} {0}", ran.stdout + ran.stderr
-
-
 def test_an_unfinished_save_is_passed_over_and_removed_by_the_run_alone(tmp_path):
     save(tmp_path, 5, keep=1)
     unfinished = tmp_path / "10.unfinished"
