@@ -16,6 +16,7 @@ from ddpm_jax import ema, guidance, images, losses, networks, samplers, schedule
 from ddpm_jax.cli import UsageError, blame
 from ddpm_jax.config import Config, Data, Diffusion, Ema, Loss, Network, Optimizer, Sample
 from ddpm_jax.data import sources
+from ddpm_jax.data.kept import Kept
 from ddpm_jax.denoiser import Denoise, Predict, clipped, make_denoise
 from ddpm_jax.losses import LossOf
 from ddpm_jax.samplers import Sampler
@@ -38,11 +39,11 @@ def make_source(data: Data) -> sources.Source:
         case "folder":
             size = _given(data.image_size, "--data.image_size", "the size to bring images to")
             with blame("--data.path"):
-                return sources.folder(_given(data.path, "--data.path", "a folder of images"), size)
+                return Kept(sources.folder(_given(data.path, "--data.path", "a folder of images"), size))
         case "tfds":
             name = _given(data.name, "--data.name", "a data set such as cifar10")
             with blame("--data.name"):
-                return sources.tfds(name, data.split, data.data_dir, data.image_size)
+                return Kept(sources.tfds(name, data.split, data.data_dir, data.image_size))
     raise UsageError(f"--data.source: expected digits, npz, folder or tfds, received {data.source}")
 
 

@@ -16,7 +16,7 @@ from test_scripts import SMALL, metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 EIGHT = ["--devices.state", "sharded"]
-LOUD = ["--train.log_every", "1", "--checkpoint.every", "10", "--checkpoint.keep", "9", "--train.sample_every", "1000"]
+LOUD = ["--train.log_every", "1", "--checkpoint.every", "10", "--checkpoint.keep", "99", "--train.sample_every", "1000"]
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""Where images come from (sources.py) and how they reach the device in batches (pipeline.py)."""
+"""Where images come from (sources.py), are decoded once (kept.py), and reach the device in batches (pipeline.py)."""

@@ -7,7 +7,8 @@ import functools
 import grain
 import numpy as np
 
-from ddpm_jax.data.sources import Arrays, Kept, Source
+from ddpm_jax.data.kept import Kept
+from ddpm_jax.data.sources import Arrays, Source
 
 
 def batches(

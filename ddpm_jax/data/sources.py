@@ -71,49 +71,6 @@ class Arrays:
         return {name: array[indices] for name, array in self._arrays.items()}
 
 
-class Kept:
-    """A source whose items are decoded once, and kept in memory where all of them find room.
-
-    Args:
-        source: Such as `Files` or `Records`.
-        most: Bytes of room.
-    """
-
-    def __init__(self, source: Source, most: int = 2**30):
-        self.num_classes = source.num_classes
-        self._source, self._most = source, most
-        self._known = np.zeros(len(source), bool)
-        self._arrays: dict[str, np.ndarray] | None = None
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self._source[index]
-
-    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        arrays = self._room()
-        if not arrays:
-            items = [self._source[int(index)] for index in indices]
-            return {name: np.stack([item[name] for item in items]) for name in items[0]}
-        for index in indices[~self._known[indices]]:
-            for name, value in self._source[int(index)].items():
-                arrays[name][index] = value
-            self._known[index] = True
-        return {name: array[indices] for name, array in arrays.items()}
-
-    def _room(self) -> dict[str, np.ndarray]:
-        """An array for each part of the items, whose memory is taken as it is filled; none where they would be too large."""
-        with self._lock:
-            if self._arrays is None:
-                first = self._source[0]
-                fits = len(self) * sum(value.nbytes for value in first.values()) <= self._most
-                kept = first if fits else {}
-                self._arrays = {name: np.empty((len(self), *value.shape), value.dtype) for name, value in kept.items()}
-            return self._arrays
-
-
 def digits(split: str = "all") -> Source:
     """The 1,797 handwritten digits bundled with scikit-learn, labelled: uint8 [8, 8, 1], no download.
 
@@ -207,7 +164,7 @@ def folder(path: str | PathLike[str], image_size: int) -> Source:
     files = [file for file, number in zip(candidates, channels, strict=True) if number]
     if not files:
         raise ValueError(f"folder: expected images ending in {', '.join(_ENDINGS)}, found none that can be read below {root}")
-    return Kept(Files(files, image_size, max(channels), _class_labels(root, files)))
+    return Files(files, image_size, max(channels), _class_labels(root, files))
 
 
 def _check_image_size(source: str, image_size: int) -> None:
@@ -357,7 +314,7 @@ def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None =
     label = features.get("label")
     num_classes = label.num_classes if isinstance(label, tensorflow_datasets.features.ClassLabel) else None
     Image.init()  # as in `folder`
-    return Kept(Records(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, num_classes))
+    return Records(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, num_classes)
 
 
 def _newest_version(name: str, data_dir: str | PathLike[str] | None) -> PathLike[str]:
