@@ -110,7 +110,7 @@ class Checkpoints:
         steps = self.steps
         step = min(steps, key=self._loss, default=None) if which == "best" else which
         if step not in steps:
-            raise ValueError(f"checkpoint: expected best or one of {', '.join(map(str, steps))}, received {which}")
+            raise ValueError(f"checkpoint: expected best or one of {steps} in {self._folder}, received {which}")
         if damage := _damage(self._folder / str(step)):
             raise ValueError(f"checkpoint: expected one that is as it was written, in {self._folder / str(step)} {damage}")
         return int(step)

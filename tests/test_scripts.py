@@ -253,7 +253,7 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(tmp_path, args, sa
         (["--film", "3", "--coding", "3"], "--film: expected one experiment at a time"),
         (["--interpolate", "-1"], "--interpolate: t: expected at least 0"),
         (["--variance", "learned", "--sampler", "ddpm"], "--variance: expected fixed_small or fixed_large"),
-        (["--checkpoint", "5"], "checkpoint: expected best or one of 4, 6, received 5"),
+        (["--checkpoint", "5"], "checkpoint: expected best or one of [4, 6] in "),
         (["--checkpoint", "worst"], "--checkpoint"),
     ],
 )

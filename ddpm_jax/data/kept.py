@@ -12,11 +12,14 @@ if TYPE_CHECKING:
 
 
 class Kept:
-    """A source whose items are decoded once, and kept in memory where all of them find room.
+    """A source whose items, taken in batches, are decoded once and kept in memory where all of them find room.
 
     Args:
         source: Such as `Files` or `Records`.
         most: Bytes of room.
+
+    Attributes:
+        num_classes: The source's.
     """
 
     def __init__(self, source: Source, most: int = 2**30):
@@ -33,10 +36,10 @@ class Kept:
         return self._source[index]
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The items of these numbers [B], stacked: `image` uint8 [B, H, W, C], `label` int32 [B]."""
         arrays = self._room()
         if not arrays:
-            items = [self._source[int(index)] for index in indices]
-            return {name: np.stack([item[name] for item in items]) for name in items[0]}
+            return stacked(self._source, indices)
         for index in indices[~self._known[indices]]:
             for name, value in self._source[int(index)].items():
                 arrays[name][index] = value
@@ -52,3 +55,9 @@ class Kept:
                 kept = first if fits else {}
                 self._arrays = {name: np.empty((len(self), *value.shape), value.dtype) for name, value in kept.items()}
             return self._arrays
+
+
+def stacked(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """The same, one by one from a source that has no `take`."""
+    items = [source[int(index)] for index in indices]
+    return {name: np.stack([item[name] for item in items]) for name in items[0]}
