@@ -58,11 +58,12 @@ def main(argv: Sequence[str]) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from ddpm_jax import factory
+    from ddpm_jax import factory, sharding
     from ddpm_jax.evaluation import likelihood, records
     from ddpm_jax.training import trained
 
     # The model and the images.
+    sharding.divide_cores(options.batch_size)
     with blame("--workdir"):
         model = trained.load(options.workdir, options.ema, options.checkpoint)
     data = held_out(model.config.data, options, model.image_shape)

@@ -88,13 +88,17 @@ def main(argv: Sequence[str]) -> None:
     from ddpm_jax.gallery import Gallery
     from ddpm_jax.training import trained
 
+    batch_size = min(options.batch_size, options.num)
+    is_experiment = any(getattr(options, name) is not None for name in EXPERIMENTS)
+    if not is_experiment:
+        sharding.divide_cores(batch_size)
     with blame("--workdir"):
         model = trained.load(options.workdir, options.ema, options.checkpoint)
     config = with_options(model.config, options)
     edit = read_edit(options, model.image_shape)
     draw = factory.make_draw(config, model.network, model.schedule, model.image_shape, edit)
     out = pathlib.Path(options.out)
-    if any(getattr(options, name) is not None for name in EXPERIMENTS):
+    if is_experiment:
         experiment(options, config, model, out)
         return
 
@@ -103,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     decides: dict[str, Any] = {part: dataclasses.asdict(getattr(config, part)) for part in ("network", "diffusion", "sample")}
     decides |= {"seed": options.seed, "weights": fingerprint((model.params, edit))}
     with blame("--out"):
-        gallery = Gallery(out, decides, numbers, min(options.batch_size, options.num))
+        gallery = Gallery(out, decides, numbers, batch_size)
     for batch in tqdm(gallery.missing, unit="batch", disable=None):
         ids = sharding.put_ids(model.mesh, gallery.numbers(batch))
         image = jax.device_get(draw(jax.random.key(options.seed), model.params, ids))

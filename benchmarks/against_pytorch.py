@@ -5,7 +5,6 @@
     python benchmarks/against_pytorch.py training --model digits --batch-size 64
     python benchmarks/against_pytorch.py ddim --model cifar10 --batch-size 4 --steps 20
     python benchmarks/against_pytorch.py ancestral --model digits --batch-size 64
-    JAX_NUM_CPU_DEVICES=2 python benchmarks/against_pytorch.py ancestral --model digits --batch-size 64
 
 The same network, step and batch on both sides: the parameters are counted and must be as many. Each has a process of its own,
 and they take turns, A B A B; a turn is an uncounted call and then calls for at least a second, of which it is the median. The
@@ -15,7 +14,8 @@ best variant, chosen by one turn beforehand: eager or compiled, channels first o
 
 `share of peak` in training is 3 times the forward pass's multiplications and additions, in the plain form of the network, by
 the time, over the rate of ours or PyTorch's large matrix product, whichever is higher, measured in every pair. `memory` is the
-most that the whole process held in its turns, of the host's. Both have the huge pages that train.py takes; GLIBC_TUNABLES="" in
+most that the whole process held in its turns, of the host's. Sampling divides a batch among the cores, as sample.py does;
+JAX_NUM_CPU_DEVICES=1 in the environment leaves it whole. Both have the huge pages that train.py takes; GLIBC_TUNABLES="" in
 the environment leaves them out.
 """
 
@@ -99,16 +99,14 @@ def main() -> None:
     rate = float(np.median(np.max(rates, axis=1)))
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", "diffusers")}
     huge = "with" if "hugetlb" in os.environ.get("GLIBC_TUNABLES", "") else "without"
-    devices = int(os.environ.get("JAX_NUM_CPU_DEVICES", 1))
     figures = {
         "what": vars(options), "parameters": ours.num_params, "seconds": seconds.tolist(), "variant": variant,
         "ratio": float(np.median(ratios)), "images_per_second": (options.batch_size / medians).tolist(), "peak_bytes": peaks,
         "matmul_flops": np.max(rates, axis=1).tolist(), "cores": os.cpu_count(), "huge_pages": huge,
-        "our_devices": devices,
         "versions": {"python": platform.python_version()} | versions,
     }  # fmt: skip
     print(f"\n{os.cpu_count()} cores, {huge} huge pages, {figures['versions']}, {ours.num_params:,} parameters")
-    sides = ("ours" if devices == 1 else f"ours, {devices} devices", f"PyTorch, {variant}")
+    sides = ("ours", f"PyTorch, {variant}")
     for side, median, peak in zip(sides, medians, peaks, strict=True):
         share = ""
         if options.what == "training" and options.model in FORWARD_FLOP:

@@ -7,6 +7,7 @@ device then keeps its share of every large array, and parameters are brought tog
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -19,6 +20,24 @@ T = TypeVar("T")
 
 LARGE = 4096
 """Numbers from which on an array is divided."""
+
+FEW = 4
+"""Images of which a CPU's core has at least as many for itself, where a batch is divided among cores."""
+
+
+def divide_cores(batch_size: int) -> None:
+    """On CPU, makes each core a device, as far as they divide a batch; to call before anything is computed.
+
+    XLA divides one operation after the other among all cores, and they wait for each other after each. For a network without
+    gradients a core with images of its own is faster: with two, 64 digits take 0.85 of the time. In training it is slower.
+
+    Args:
+        batch_size: Images; each core gets at least `FEW`. Where the user chose a number of devices, it stays.
+    """
+    chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not chosen and hasattr(os, "sched_getaffinity"):
+        most = min(len(os.sched_getaffinity(0)), max(1, batch_size // FEW))
+        jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
 
 
 def make_mesh() -> Mesh:

@@ -46,12 +46,14 @@ def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
 
 
 def sampling(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
-    """As many images as config.sample says, with its sampler."""
+    """As many images as config.sample says, with its sampler and sample.py's devices."""
+    sharding.divide_cores(config.sample.num)
     schedule, network = factory.make_schedule(config.diffusion), factory.make_network(config, shape)
     mesh, zeros = sharding.make_mesh(), (jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32))
     params = sharding.copies(mesh, jax.jit(network.init)(jax.random.key(0), *zeros))
     draw = factory.make_draw(config, network, schedule, shape)
     ids = sharding.put_ids(mesh, range(config.sample.num))
+    print(f"ours: {mesh.size} devices")
     return lambda: jax.block_until_ready(draw(jax.random.key(0), params, ids)), num_params(params)
 
 
