@@ -33,6 +33,9 @@ def divide_cores(batch_size: int) -> None:
 
     Args:
         batch_size: Images; each core gets at least `FEW`. Where the user chose a number of devices, it stays.
+
+    Raises:
+        RuntimeError: something was computed before.
     """
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and hasattr(os, "sched_getaffinity"):

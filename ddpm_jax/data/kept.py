@@ -58,6 +58,6 @@ class Kept:
 
 
 def stacked(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """The same, one by one from a source that has no `take`."""
+    """The items of these numbers [B] from a source that gives them one by one, stacked: `image` uint8 [B, H, W, C], ..."""
     items = [source[int(index)] for index in indices]
     return {name: np.stack([item[name] for item in items]) for name in items[0]}
