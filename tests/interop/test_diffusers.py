@@ -37,11 +37,12 @@ def assert_same(model, other):
 def check_outputs(folder, io, atol):
     model = diffusers.load(folder)
     labels = io.get("labels", None)
-    for suffix in ("", "_0", "_1"):
-        if f"sample{suffix}" in io:
-            x, t = io[f"sample{suffix}"].transpose(0, 2, 3, 1), io[f"timestep{suffix}"].astype(np.int32)
-            output = jax.jit(model.network.apply)(model.params, x, t, labels)
-            np.testing.assert_allclose(output.transpose(0, 3, 1, 2), io[f"output{suffix}"], atol=atol)
+    suffixes = [name.removeprefix("sample") for name in io if name.startswith("sample")]
+    assert suffixes
+    for suffix in suffixes:
+        x, t = io[f"sample{suffix}"].transpose(0, 2, 3, 1), io[f"timestep{suffix}"].astype(np.int32)
+        output = jax.jit(model.network.apply)(model.params, x, t, labels)
+        np.testing.assert_allclose(output.transpose(0, 3, 1, 2), io[f"output{suffix}"], atol=atol)
 
 
 def check_round_trip(folder, out):
