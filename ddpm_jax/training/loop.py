@@ -140,7 +140,7 @@ def compile_step(
         in_shardings=(placed, sharding.over_batch(mesh)), out_shardings=(placed, sharding.replicated(mesh)),
     )  # fmt: skip
     lowered = jitted.lower(state, batch)
-    compiled = lowered.compile(sharding.compiler_options())
+    compiled = lowered.compile(sharding.compiler_options(gradient=True))
     _give_back_memory()
     say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
     say(footprint.describe(state, lowered, compiled))
