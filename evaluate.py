@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         per_image = functools.partial(likelihood.ode_nll, key, model.schedule, denoise_of, options.ode_steps, options.exact)
     else:
         per_image = functools.partial(likelihood.bound, key, model.schedule, denoise_of, variance)
-    in_batches = likelihood.in_batches(per_image, source, model.mesh, options.batch_size, num)
+    in_batches = likelihood.in_batches(per_image, source, model.mesh, options.batch_size, num, tqdm.write)
     measure = in_batches if ode else lambda batch: likelihood.sums(in_batches(batch))
 
     # Batch after batch, from where it was.

@@ -108,6 +108,7 @@ def main(argv: Sequence[str]) -> None:
     decides |= {"seed": options.seed, "weights": fingerprint((model.params, edit))}
     with blame("--out"):
         gallery = Gallery(out, decides, numbers, batch_size)
+    draw = sharding.compiled(draw, "the sampler", tqdm.write)
     for batch in tqdm(gallery.missing, unit="batch", disable=None):
         ids = sharding.put_ids(model.mesh, gallery.numbers(batch))
         image = jax.device_get(draw(jax.random.key(options.seed), model.params, ids))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -52,20 +53,41 @@ def make_mesh() -> Mesh:
 def compiler_options(*, gradient: bool = False) -> dict[str, str | bool]:
     """XLA's options for the programs that cost.
 
-    On CPU: of the library YNNPACK only what gains, the convolutions without a gradient and the sums with one; vectors of 512
-    bits where the processor has them, up to 5 % faster; and the barriers between a block and its recomputation stay until
-    memory is planned, without which it would come too early to save any.
+    On CPU: of the library YNNPACK only what gains, its sums in programs with a gradient, its convolutions in others where a
+    device is a single core; vectors of 512 bits where the processor has them, up to 5 % faster; and the barriers between a
+    block and its recomputation stay until memory is planned, without which it would come too early to save any.
 
     Args:
         gradient: Whether the program computes a network's gradient.
     """
     if jax.default_backend() != "cpu":
         return {}
+    by_convolution = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION" if jax.local_device_count() > 1 else ""
     return {
-        "xla_cpu_experimental_ynn_fusion_type": f"LIBRARY_FUSION_TYPE_{'REDUCE' if gradient else 'INDIVIDUAL_CONVOLUTION'}",
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE" if gradient else by_convolution,
         "xla_cpu_prefer_vector_width": "512",
         "xla_disable_hlo_passes": "cse_barrier_expander",
     }
+
+
+def compiled(jitted: Any, what: str, say: Callable[[str], None]) -> Callable[..., Any]:
+    """What compiles at its first call and says how long that took; all later calls have arguments of the same shapes.
+
+    Args:
+        jitted: From `jax.jit`.
+        what: Its name in the line.
+        say: Is given the line.
+    """
+    programs: list[jax.stages.Compiled] = []
+
+    def run(*arguments: Any) -> Any:
+        if not programs:
+            began = time.perf_counter()
+            programs.append(jitted.lower(*arguments).compile())
+            say(f"compiled {what} in {time.perf_counter() - began:.1f} s")
+        return programs[0](*arguments)
+
+    return run
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

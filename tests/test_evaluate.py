@@ -72,6 +72,7 @@ def test_bits_per_dimension(workdir, measured):
     assert len(bpd["terms"]) == 25
     np.testing.assert_allclose(bpd["prior"] + sum(bpd["terms"]), bpd["bpd"], rtol=1e-6)
     assert "bits/dim on 21 images, step 3" in result.stdout
+    assert "compiled the measurement in" in result.stdout
     assert Image.open(workdir / "evaluation" / "bpd.png").size == (1200, 480)
 
 

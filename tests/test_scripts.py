@@ -125,6 +125,7 @@ def test_sampling_needs_the_workdir_alone(trained, tmp_path):
     assert Image.open(tmp_path / "a" / "grid.png").size == (3 * 19 * 9 - 19, 2 * 19 * 9 - 19), "enlarged 19 times"
     earlier = draw("f", "--num", 1, "--checkpoint", 4)
     assert "1 images from step 4 of" in earlier.stdout
+    assert "compiled the sampler in" in earlier.stdout
     eight = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     assert run("sample.py", "--workdir", workdir, "--num", 8, "--out", tmp_path / "e", env=eight).returncode == 0
     e = np.load(tmp_path / "e" / "samples.npz")["image"]

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -100,3 +101,19 @@ def test_cores_become_devices_as_far_as_they_divide_a_batch_unless_the_user_chos
     """
     printed = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
     assert list(map(int, printed.stdout.split())) == devices, printed.stderr
+
+
+def test_a_program_is_compiled_once_and_says_how_long_that_took():
+    traced, said = [], []
+
+    @jax.jit
+    def double(x):
+        traced.append(x)
+        return 2 * x
+
+    compiled = sharding.compiled(double, "the doubling", said.append)
+    assert said == []
+    assert [float(compiled(jnp.float32(x))) for x in (1, 2, 3)] == [2, 4, 6]
+    assert len(traced) == 1
+    (line,) = said
+    assert re.fullmatch(r"compiled the doubling in \d+\.\d s", line)

@@ -57,7 +57,9 @@ def ode_nll(
     return {"bits_per_dimension": likelihood.bits_per_dimension(nats, math.prod(image.shape[1:]))}
 
 
-def in_batches(per_image: PerImage, source: Source, mesh: Mesh, batch_size: int, num: int) -> Callable[[int], dict]:
+def in_batches(
+    per_image: PerImage, source: Source, mesh: Mesh, batch_size: int, num: int, say: Callable[[str], None] = lambda line: None
+) -> Callable[[int], dict]:
     """Makes what measures batch number n of the first num images of a source.
 
     Args:
@@ -66,12 +68,13 @@ def in_batches(per_image: PerImage, source: Source, mesh: Mesh, batch_size: int,
         mesh: The devices, among which a batch is divided.
         batch_size: Images a batch; the last may hold fewer.
         num: How many images there are.
+        say: Told how long it took to compile.
 
     Returns:
         n -> the results of its images, each [up to batch_size, ...]. What fills a batch up so that all have one shape that
         the devices divide is measured, and left out.
     """
-    compiled = jax.jit(per_image, compiler_options=sharding.compiler_options())
+    compiled = sharding.compiled(jax.jit(per_image, compiler_options=sharding.compiler_options()), "the measurement", say)
     filled = math.ceil(batch_size / mesh.size) * mesh.size
 
     def measure(batch: int) -> dict[str, np.ndarray]:

@@ -238,7 +238,7 @@ def test_remat_changes_the_memory_of_the_gradient_alone():
 
     def compiled(network):
         loss = lambda params: (network.apply(params, x, t, train=True, rngs={"dropout": KEY}) ** 2).mean()  # noqa: E731
-        return jax.jit(jax.value_and_grad(loss), compiler_options=sharding.compiler_options(gradient=True)).lower(params).compile()
+        return jax.jit(jax.value_and_grad(loss)).lower(params).compile(sharding.compiler_options(gradient=True))
 
     kept, computed_again = compiled(plain), compiled(plain.clone(remat=True))
     used = [program.memory_analysis().temp_size_in_bytes for program in (kept, computed_again)]
