@@ -1,1 +1,1 @@
-"""What is compared: one module for ours, one for PyTorch's, each imported in a process of its own alone."""
+"""What is compared: a module for ours and one for each peer, imported in processes of their own."""

@@ -1,6 +1,7 @@
 """Our training step and sampler."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from ddpm_jax.config import Config
 from ddpm_jax.training.loop import compile_step
 from ddpm_jax.training.state import init_state, num_params
 from ddpm_jax.training.step import make_train_step
-from sides.turns import Run
+from sides.turns import Run, seconds
 
 cli.keep_programs()
+programs: list[Any] = []  # of this process
 
 
 def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
@@ -34,6 +36,7 @@ def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     image = np.random.default_rng(0).integers(0, 256, (batch_size, *shape), np.uint8)
     batch = sharding.put_batch(mesh, {"image": image})
     compiled = compile_step(step, state, batch, mesh)
+    programs.append(compiled)
     held, num = [state], num_params(state.params)
     del state
 
@@ -51,10 +54,25 @@ def sampling(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     schedule, network = factory.make_schedule(config.diffusion), factory.make_network(config, shape)
     mesh, zeros = sharding.make_mesh(), (jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32))
     params = sharding.copies(mesh, jax.jit(network.init)(jax.random.key(0), *zeros))
-    draw = factory.make_draw(config, network, schedule, shape)
+    draw: Any = factory.make_draw(config, network, schedule, shape)
     ids = sharding.put_ids(mesh, range(config.sample.num))
     print(f"ours: {mesh.size} devices")
-    return lambda: jax.block_until_ready(draw(jax.random.key(0), params, ids)), num_params(params)
+    key = jax.random.key(0)
+    programs.append(draw.lower(key, params, ids).compile())
+    return lambda: jax.block_until_ready(programs[0](key, params, ids)), num_params(params)
+
+
+def cost() -> dict[str, float]:
+    """What XLA counts of the program on one device: `flops`, `bytes` read and written, `memory` beside its arguments."""
+    counted, memory = programs[0].cost_analysis(), programs[0].memory_analysis()
+    return {"flops": counted["flops"], "bytes": counted["bytes accessed"], "memory": memory.temp_size_in_bytes}
+
+
+def bandwidth(megabytes: int = 256) -> float:
+    """Bytes read and written a second where an array is added to: the best of 20."""
+    add, a = jax.jit(lambda a: a + 1), jnp.zeros(megabytes << 18)
+    jax.block_until_ready(add(a))
+    return 2 * a.nbytes / min(seconds(lambda: jax.block_until_ready(add(a))) for _ in range(20))
 
 
 def matmul(a: np.ndarray) -> Run:

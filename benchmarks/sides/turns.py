@@ -44,6 +44,10 @@ class Side:
         seconds: float = self._process.submit(_best_product, self._module, size).result()
         return 2 * size**3 / seconds
 
+    def ask(self, name: str) -> Any:
+        """What the function of that name in the side's module gives."""
+        return self._process.submit(_ask, self._module, name).result()
+
     def end(self) -> None:
         """Ends the process."""
         self._process.shutdown()
@@ -65,12 +69,16 @@ def _make(module: str, make: str, arguments: tuple[Any, ...]) -> tuple[int, floa
     return num_params, first
 
 
+def _ask(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"sides.{module}"), name)()
+
+
 def _turn(least: float) -> Turn:
     (run,) = _runs
     run()
     times: list[float] = []
     while not times or sum(times) < least:
-        times.append(_seconds(run))
+        times.append(seconds(run))
     status = pathlib.Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peak = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
@@ -80,10 +88,11 @@ def _turn(least: float) -> Turn:
 def _best_product(module: str, size: int) -> float:
     a = np.random.default_rng(0).standard_normal((size, size), np.float32)
     product = importlib.import_module(f"sides.{module}").matmul(a)
-    return min(_seconds(product) for _ in range(20))
+    return min(seconds(product) for _ in range(20))
 
 
-def _seconds(run: Run) -> float:
+def seconds(run: Run) -> float:
+    """How long a call takes."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began

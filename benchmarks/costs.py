@@ -1,0 +1,76 @@
+"""What does a program cost, how does that grow, and how near is it to what the machine can do?
+
+    python benchmarks/costs.py training --model cifar10 1 2 4 8 16 32 --vary batch_size
+    python benchmarks/costs.py training --model cifar10 32 64 96 128 --vary channels
+    python benchmarks/costs.py training --model cifar10 16 32 64 --vary image_size
+    python benchmarks/costs.py training --model cifar10 1 2 --vary devices
+    python benchmarks/costs.py sampling --model cifar10 5 10 20 40 --vary steps
+    python benchmarks/costs.py sampling --model digits --batch-size 64 1 2 --vary devices
+
+A row for each value, by a process of its own. Operations and bytes are what XLA counts of the compiled program on one device,
+each of a sampler's steps alike; Winograd's form has fewer than the plain one. `least` is the time that they would take at the
+rates measured beside it, whichever is longer: operations as in the product of two matrices of 2048, bytes as in adding to an
+array of 256 MB. What stays in the cache is counted as bytes but not paid as such, so that the time may come below. More devices
+than one are those of the CPU, which share its cores.
+"""
+
+import argparse
+import dataclasses
+import os
+
+from against_pytorch import SHAPES, config_of
+from sides.turns import Side
+
+from ddpm_jax import cli
+from ddpm_jax.config import Config
+
+VARIED = ("batch_size", "channels", "image_size", "devices", "steps")
+
+
+def config_with(options: argparse.Namespace, value: int) -> tuple[Config, tuple[int, int, int], int]:
+    """The config with the value in its place, the images' shape, and the number of devices."""
+    if options.vary in vars(options):
+        setattr(options, options.vary, value)
+    config, (height, width, channels) = config_of(options), SHAPES[options.model]
+    if options.vary == "channels":
+        config = dataclasses.replace(config, network=dataclasses.replace(config.network, channels=value))
+    if options.vary == "image_size":
+        height = width = value
+    return config, (height, width, channels), value if options.vary == "devices" else 1
+
+
+def main() -> None:
+    """Measures value after value and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("training", "sampling"))
+    parser.add_argument("values", type=int, nargs="+")
+    parser.add_argument("--vary", choices=VARIED, required=True)
+    parser.add_argument("--model", choices=tuple(SHAPES), default="cifar10")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10, help="of the sampler, DDIM")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--turns", type=int, default=5, help="of a second each, of which the median counts")
+    options = parser.parse_args()
+    if options.what == "sampling":
+        options.what = "ddim"
+    cli.take_huge_pages()
+
+    print(f"{options.vary:>10}  images/s  ms taken  ms least   GFLOP      GB   MiB   GFLOP/s of the most   GB/s of the most")
+    for value in options.values:
+        config, shape, num_devices = config_with(options, value)
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(num_devices)
+        side = Side("ours", "training" if options.what == "training" else "sampling", config, shape)
+        taken = sorted(side.turn().seconds for _ in range(options.turns))[options.turns // 2]
+        most_flops, most_bytes, cost = side.matmul_rate(), side.ask("bandwidth"), side.ask("cost")
+        side.end()
+        times = num_devices * (1 if options.what == "training" else options.steps)
+        flops, moved = times * cost["flops"], times * cost["bytes"]
+        least = max(flops / most_flops, moved / most_bytes)
+        memory = num_devices * cost["memory"] / 2**20
+        row = f"{value:10}{config.sample.num / taken:10.2f}{1e3 * taken:10.1f}{1e3 * least:10.1f}{flops / 1e9:8.1f}"
+        row += f"{moved / 1e9:8.2f}{memory:6.0f}{flops / taken / 1e9:10.0f}{most_flops / 1e9:12.0f}"
+        print(f"{row}{moved / taken / 1e9:10.1f}{most_bytes / 1e9:9.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

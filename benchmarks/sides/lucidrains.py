@@ -1,0 +1,48 @@
+"""The same training step and samplers by lucidrains' denoising-diffusion-pytorch, of its own network of that size."""
+
+from typing import Any
+
+import denoising_diffusion_pytorch
+import torch
+
+from ddpm_jax.config import Config
+from sides.pytorch import DEVICE, autocast, images, matmul, num_params, step, variant_of
+from sides.turns import Run
+
+__all__ = ["matmul", "sampling", "training"]
+
+
+def make_diffusion(config: Config, shape: tuple[int, int, int], variant: str) -> Any:
+    """Its GaussianDiffusion: linear betas, noise predicted; its Unet has as many channels and levels as the config's.
+
+    Attention is full where the config has attention, and linear elsewhere, where the config has none: it knows no other way.
+    """
+    network = config.network
+    unet = denoising_diffusion_pytorch.Unet(
+        dim=network.channels, dim_mults=tuple(network.multipliers), channels=shape[2], dropout=network.dropout,
+        full_attn=tuple(shape[0] // 2**level in network.attention_resolutions for level in range(len(network.multipliers))),
+    )  # fmt: skip
+    diffusion = denoising_diffusion_pytorch.GaussianDiffusion(
+        unet, image_size=shape[0], timesteps=config.diffusion.num_steps, objective="pred_noise", beta_schedule="linear",
+        sampling_timesteps=config.diffusion.num_steps if config.sample.sampler != "ddim" else config.sample.steps,
+    )  # fmt: skip
+    _, diffusion.model = variant_of(unet, variant)
+    return diffusion.to(DEVICE)
+
+
+def training(config: Config, shape: tuple[int, int, int], variant: str) -> tuple[Run, int]:
+    """The same step."""
+    diffusion = make_diffusion(config, shape, variant)
+    x = images(config, shape, variant)
+    return step(diffusion, config, lambda: diffusion(x)), num_params(diffusion)
+
+
+def sampling(config: Config, shape: tuple[int, int, int], variant: str) -> tuple[Run, int]:
+    """Its ancestral sampler, or its DDIM with the config's number of steps."""
+    diffusion = make_diffusion(config, shape, variant).eval()
+
+    def run() -> Any:
+        with autocast(config), torch.inference_mode():
+            return diffusion.sample(batch_size=config.sample.num)
+
+    return run, num_params(diffusion)
