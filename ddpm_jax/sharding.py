@@ -53,9 +53,9 @@ def make_mesh() -> Mesh:
 def compiler_options(*, gradient: bool = False) -> dict[str, str | bool]:
     """XLA's options for the programs that cost.
 
-    On CPU: of the library YNNPACK only what gains, its sums in programs with a gradient, its convolutions in others where a
-    device is a single core; vectors of 512 bits where the processor has them, up to 5 % faster; and the barriers between a
-    block and its recomputation stay until memory is planned, without which it would come too early to save any.
+    On CPU: of the library YNNPACK only what gains, its sums in programs with a gradient, its convolutions in others where
+    several devices share the cores; vectors of 512 bits where the processor has them, up to 5 % faster; and the barriers
+    between a block and its recomputation stay until memory is planned, without which it would come too early to save any.
 
     Args:
         gradient: Whether the program computes a network's gradient.
