@@ -10,15 +10,15 @@
 The peer is diffusers, whose network is the same: the parameters are counted and must be as many. Or it is lucidrains'
 denoising-diffusion-pytorch, whose own network has as many channels and levels. Step and batch are the same. Each side has a
 process of its own, and they take turns, A B A B; a turn is an uncounted call and then calls for at least a second, of which it
-is the median. The figures are medians of turns, and the ratio the median of the pairs' ratios, above 1 where ours is faster.
-The peer counts by its best variant, chosen by one turn beforehand: eager or compiled, channels first or last. On a GPU both
-sides take it; `--dtype bfloat16` is then autocast there.
+is the mean, each waited for when the next has begun. The figures are medians of turns, and the ratio the median of the pairs'
+ratios, above 1 where ours is faster. The peer counts by its best variant, chosen by one turn beforehand: eager or compiled,
+channels first or last. On a GPU both sides take it; `--dtype bfloat16` is autocast there, and products of float32 are TF32.
 
 `share of peak` in training is 3 times the forward pass's multiplications and additions, in the plain form of the network, by
 the time, over the rate of ours or PyTorch's large matrix product, whichever is higher, measured in every pair. `memory` is the
-most that the whole process held in its turns, of the host's. Sampling divides a batch among the cores, as sample.py does;
-JAX_NUM_CPU_DEVICES=1 in the environment leaves it whole. Both have the huge pages that train.py takes; GLIBC_TUNABLES="" in
-the environment leaves them out.
+most that was taken of the GPU's, or without one what the whole process held of the host's in its turns. Sampling divides a
+batch among the cores, as sample.py does; JAX_NUM_CPU_DEVICES=1 in the environment leaves it whole. Both have the huge pages
+that train.py takes; GLIBC_TUNABLES="" in the environment leaves them out.
 """
 
 import argparse
@@ -85,6 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     cli.take_huge_pages()
     os.environ["TQDM_DISABLE"] = "1"  # or lucidrains' sampler shows a bar
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's memory, so that both sides have some
     config, shape = config_of(options), SHAPES[options.model]
     make = "training" if options.what == "training" else "sampling"
 
@@ -96,7 +97,7 @@ def main() -> None:
     turns, rates = [], []
     for _ in range(options.pairs):
         turns.append((ours.turn(), theirs.turn()))
-        rates.append((ours.matmul_rate(), theirs.matmul_rate()))
+        rates.append((ours.matmul_rate(options.dtype), theirs.matmul_rate(options.dtype)))
         print(" ".join(f"{1e3 * turn.seconds:.1f} ms" for turn in turns[-1]), f"{max(rates[-1]) / 1e9:.0f} GFLOP/s", flush=True)
 
     seconds = np.array([[turn.seconds for turn in pair] for pair in turns])

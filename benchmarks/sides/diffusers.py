@@ -1,15 +1,16 @@
 """The same training step and samplers by diffusers, of the same network."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
 
 from ddpm_jax.config import Config
-from sides.pytorch import DEVICE, autocast, images, matmul, num_params, step, variant_of
+from sides.pytorch import DEVICE, autocast, images, matmul, memory, num_params, step, variant_of, waiter
 from sides.turns import Run
 
-__all__ = ["matmul", "sampling", "training"]
+__all__ = ["matmul", "memory", "sampling", "training"]
 
 
 def make_model(config: Config, shape: tuple[int, int, int]) -> Any:
@@ -51,8 +52,9 @@ def sampling(config: Config, shape: tuple[int, int, int], variant: str) -> tuple
     pipeline.set_progress_bar_config(disable=True)
     steps = config.diffusion.num_steps if config.sample.steps is None else config.sample.steps
 
-    def run() -> Any:
+    def run() -> Callable[[], Any]:
         with autocast(config):
-            return pipeline(config.sample.num, num_inference_steps=steps, output_type="np").images
+            pipeline(config.sample.num, num_inference_steps=steps, output_type="np")
+        return waiter()
 
     return run, num_params(model)

@@ -1,15 +1,16 @@
 """The same training step and samplers by lucidrains' denoising-diffusion-pytorch, of its own network of that size."""
 
+from collections.abc import Callable
 from typing import Any
 
 import denoising_diffusion_pytorch
 import torch
 
 from ddpm_jax.config import Config
-from sides.pytorch import DEVICE, autocast, images, matmul, num_params, step, variant_of
+from sides.pytorch import DEVICE, autocast, images, matmul, memory, num_params, step, variant_of, waiter
 from sides.turns import Run
 
-__all__ = ["matmul", "sampling", "training"]
+__all__ = ["matmul", "memory", "sampling", "training"]
 
 
 def make_diffusion(config: Config, shape: tuple[int, int, int], variant: str) -> Any:
@@ -41,8 +42,9 @@ def sampling(config: Config, shape: tuple[int, int, int], variant: str) -> tuple
     """Its ancestral sampler, or its DDIM with the config's number of steps."""
     diffusion = make_diffusion(config, shape, variant).eval()
 
-    def run() -> Any:
+    def run() -> Callable[[], Any]:
         with autocast(config), torch.inference_mode():
-            return diffusion.sample(batch_size=config.sample.num)
+            diffusion.sample(batch_size=config.sample.num)
+        return waiter()
 
     return run, num_params(diffusion)

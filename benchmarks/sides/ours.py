@@ -1,6 +1,7 @@
 """Our training step and sampler."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ programs: list[Any] = []  # of this process
 
 
 def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
-    """One step of training, its metrics waited for; and the number of parameters."""
+    """One step of training; and the number of parameters."""
     batch_size = config.train.batch_size
     schedule, network = factory.make_schedule(config.diffusion), factory.make_network(config, shape)
     history, draw_times = factory.make_times(config.loss, schedule.num_steps, batch_size)
@@ -40,10 +41,10 @@ def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     held, num = [state], num_params(state.params)
     del state
 
-    def run() -> None:
+    def run() -> Callable[[], Any]:
         state, metrics = compiled(held.pop(), batch)
         held.append(state)
-        jax.block_until_ready(metrics)
+        return lambda: jax.block_until_ready(metrics)
 
     return run, num
 
@@ -59,7 +60,12 @@ def sampling(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     print(f"ours: {mesh.size} devices")
     key = jax.random.key(0)
     programs.append(draw.lower(key, params, ids).compile())
-    return lambda: jax.block_until_ready(programs[0](key, params, ids)), num_params(params)
+    return functools.partial(_begin, lambda: programs[0](key, params, ids)), num_params(params)
+
+
+def _begin(compute: Callable[[], Any]) -> Callable[[], Any]:
+    begun = compute()
+    return lambda: jax.block_until_ready(begun)
 
 
 def cost() -> dict[str, float]:
@@ -71,12 +77,19 @@ def cost() -> dict[str, float]:
 def bandwidth(megabytes: int = 256) -> float:
     """Bytes read and written a second where an array is added to: the best of 20."""
     add, a = jax.jit(lambda a: a + 1), jnp.zeros(megabytes << 18)
-    jax.block_until_ready(add(a))
-    return 2 * a.nbytes / min(seconds(lambda: jax.block_until_ready(add(a))) for _ in range(20))
+    run = functools.partial(_begin, lambda: add(a))
+    run()()
+    return 2 * a.nbytes / min(seconds(run) for _ in range(20))
 
 
-def matmul(a: np.ndarray) -> Run:
+def memory() -> int:
+    """The most of a GPU's memory that was taken, in bytes; 0 without one."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+
+def matmul(a: np.ndarray, dtype: str) -> Run:
     """The product of a matrix by itself."""
-    product, on_device = jax.jit(jnp.matmul), jnp.asarray(a)
-    jax.block_until_ready(product(on_device, on_device))
-    return lambda: jax.block_until_ready(product(on_device, on_device))
+    product, on_device = jax.jit(jnp.matmul), jnp.asarray(a, dtype)
+    run = functools.partial(_begin, lambda: product(on_device, on_device))
+    run()()
+    return run

@@ -10,6 +10,8 @@ from ddpm_jax.config import Config
 from sides.turns import Run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.backends.cudnn.benchmark = True  # as XLA, that it tries which way to convolve is the fastest
+torch.set_float32_matmul_precision("high")  # TF32 on a GPU, which XLA takes as well
 
 
 def variant_of(model: Any, variant: str) -> tuple[Any, Any]:
@@ -33,7 +35,7 @@ def step(model: Any, config: Config, loss_of: Callable[[], Any]) -> Run:
     optimizer = torch.optim.Adam(params, lr=config.optimizer.learning_rate, fused=True)
     model.train()
 
-    def run() -> float:
+    def run() -> Callable[[], Any]:
         with autocast(config):
             loss = loss_of()
         optimizer.zero_grad(set_to_none=True)
@@ -42,9 +44,23 @@ def step(model: Any, config: Config, loss_of: Callable[[], Any]) -> Run:
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(average, params, 1e-4)
-        return loss.item()
+        return waiter()
 
     return run
+
+
+def waiter() -> Callable[[], Any]:
+    """What waits for all that was begun until now."""
+    if DEVICE == "cpu":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize
+
+
+def memory() -> int:
+    """The most of a GPU's memory that was taken, in bytes; 0 without one."""
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
 
 
 def autocast(config: Config) -> Any:
@@ -57,8 +73,13 @@ def num_params(model: Any) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def matmul(a: np.ndarray) -> Run:
+def matmul(a: np.ndarray, dtype: str) -> Run:
     """The product of a matrix by itself."""
-    on_device = torch.tensor(a, device=DEVICE)
-    (on_device @ on_device)[0, 0].item()
-    return lambda: (on_device @ on_device)[0, 0].item()
+    on_device = torch.tensor(a, device=DEVICE, dtype=getattr(torch, dtype))
+
+    def run() -> Callable[[], Any]:
+        on_device @ on_device
+        return waiter()
+
+    run()()
+    return run
