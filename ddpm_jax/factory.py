@@ -22,6 +22,7 @@ from ddpm_jax.losses import LossOf
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.schedules import Level, Schedule
 from ddpm_jax.timesteps import DrawTimes
+from ddpm_jax.training.clipping import clip
 
 T = TypeVar("T")
 Draw = Callable[[jax.Array, Any, jax.Array], jax.Array]
@@ -178,7 +179,7 @@ def make_learning_rate(optimizer: Optimizer, num_steps: int) -> optax.Schedule:
 
 def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """Clipping by the global norm, then Adam, section 4 and appendix B of Ho et al. 2020."""
-    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), optax.adam(learning_rate))
+    return optax.chain(clip(optimizer.clip_norm), optax.adam(learning_rate))
 
 
 def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Share]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.networks import winograd
-from ddpm_jax.networks.xla import mean_over_space, on_cpu, settle
+from ddpm_jax.networks.xla import mean_over_space, on_cpu, over_images, settle
 
 Dtype = jnp.dtype | type
 
@@ -64,7 +64,7 @@ def _swish_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[j
 
 
 class Conv(nn.Module):
-    """A convolution, to whose bias more may be added for each image.
+    """A convolution with a bias.
 
     Attributes:
         features: Output channels.
@@ -82,15 +82,18 @@ class Conv(nn.Module):
     padding: str | Sequence[tuple[int, int]] = "SAME"
     scale: float = 1.0
 
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """X [B, H, W, C] -> [B, H / stride, W / stride, features]."""
+        h, bias = self.apart(x)
+        return h + bias[:, None, None].astype(self.dtype)
+
     @nn.compact
-    def __call__(self, x: jax.Array, more: jax.Array | None = None) -> jax.Array:
-        """X [B, H, W, C], more [B, features] -> [B, H / stride, W / stride, features]."""
+    def apart(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The same in two parts: without the bias, and the bias for each image, float32 [B, features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", initializer(self.scale), shape, jnp.float32).astype(self.dtype)
-        h = self.convolve(x.astype(self.dtype), kernel)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
-        bias = jnp.broadcast_to(bias, (len(x), self.features))  # settled, so that its gradient sums each image by itself
-        return h + settle(bias if more is None else bias + more)[:, None, None]
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return self.convolve(x.astype(self.dtype), kernel), over_images(bias, len(x))
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """X [B, H, W, C], kernel [size, size, C, features] -> [B, H / stride, W / stride, features]."""
@@ -152,8 +155,8 @@ def conv(features: int, dtype: Dtype, *, size: int = 3, scale: float = 1.0, name
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018) in float32, with a scale and a bias for each channel.
 
-    Sums over space come first, channel by channel, and sums over the group's channels follow on what is left of the data:
-    so the data are read twice and written once, in the order in which they lie in memory.
+    Means and variances over space come first, channel by channel; all that follows, up to a gain and a shift for each channel
+    of each image, is small. So the data are read twice and written once, and what is added to whole channels costs nothing.
 
     Attributes:
         num_groups: Divides the channels.
@@ -164,25 +167,46 @@ class GroupNorm(nn.Module):
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: jax.Array, then: Callable[[jax.Array], jax.Array] = lambda y: y) -> jax.Array:
-        """X [B, H, W, C] -> then(the normalised x), float32 [B, H, W, C]; the gradient computes `then` again."""
+    def __call__(
+        self,
+        x: jax.Array,
+        then: Callable[[jax.Array], jax.Array] = lambda y: y,
+        *,
+        added: jax.Array | None = None,
+        scale_shift: Sequence[jax.Array] | None = None,
+    ) -> jax.Array:
+        """Normalises x + added, scales, shifts, and gives `then` of it; the gradient computes that again.
+
+        Args:
+            x: [B, H, W, C].
+            then: Is given float32 [B, H, W, C], and changes each number for itself.
+            added: [B, C].
+            scale_shift: Each [B, C]: y becomes y (1 + scale) + shift before `then`.
+
+        Returns:
+            As x in shape and dtype.
+        """
         batch, height, width, channels = x.shape
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        x = x.astype(jnp.float32).reshape(batch, height * width, channels)
+        flat = x.reshape(batch, height * width, channels).astype(jnp.float32)
 
-        def over_group(channel_mean):
-            mean = channel_mean.reshape(batch, self.num_groups, -1).mean(axis=2, keepdims=True)
+        def over_group(of_channel: jax.Array) -> jax.Array:
+            mean = of_channel.reshape(batch, self.num_groups, -1).mean(axis=2, keepdims=True)
             return jnp.broadcast_to(mean, (batch, self.num_groups, channels // self.num_groups)).reshape(batch, channels)
 
-        mean = over_group(mean_over_space(x))
-        variance = jnp.maximum(over_group(mean_over_space(x * x)) - mean * mean, 0.0)
-        gain = settle(jnp.broadcast_to(scale, (batch, channels))) * jax.lax.rsqrt(variance + self.eps)
-        shift = settle(jnp.broadcast_to(bias, (batch, channels))) - mean * gain
+        mean = mean_over_space(flat)
+        variance = jnp.maximum(mean_over_space(flat * flat) - mean * mean, 0.0)
+        added = jnp.zeros((batch, channels)) if added is None else added.astype(jnp.float32)
+        distance = mean + added - over_group(mean + added)
+        gain = over_images(scale, batch) * jax.lax.rsqrt(over_group(variance + distance * distance) + self.eps)
+        shift = over_images(bias, batch) + (distance - mean) * gain
+        if scale_shift is not None:
+            gain, shift = gain * (1 + scale_shift[0]), shift * (1 + scale_shift[0]) + scale_shift[1]
 
         @jax.checkpoint
         def apply(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:
-            return then((x * gain[:, None] + shift[:, None]).reshape(batch, height, width, channels))
+            return then(x.astype(jnp.float32) * gain[:, None, None] + shift[:, None, None]).astype(x.dtype)
 
         return apply(x, gain, shift)
 
@@ -211,30 +235,23 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         """X [B, H, W, C], embedding [B, E], keys [B] or None -> [B, H, W, features], or half or twice the size."""
-        h = settle(GroupNorm(self.num_groups, self.norm_eps, name="norm1")(x, swish).astype(self.dtype))
+        h = settle(GroupNorm(self.num_groups, self.norm_eps, name="norm1")(x, swish))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         width = (2 if self.time_scale_shift else 1) * self.features
         time = nn.Dense(width, kernel_init=initializer(), dtype=self.dtype, name="time")(nn.swish(embedding))
-        h = conv(self.features, self.dtype, name="conv1")(h, None if self.time_scale_shift else time)
-
-        def then(h: jax.Array) -> jax.Array:
-            if self.time_scale_shift:
-                scale, shift = jnp.split(time[:, None, None], 2, axis=-1)
-                h = h * (1 + scale) + shift
-            h = swish(h)
-            if dropout_keys is not None and self.dropout > 0:
-                h = dropped(dropout_keys, "/".join(self.path), self.dropout, h)
-            return h
-
-        h = settle(GroupNorm(self.num_groups, self.norm_eps, name="norm2")(settle(h), then).astype(self.dtype))
+        h, bias = conv(self.features, self.dtype, name="conv1").apart(h)
+        added, scale_shift = (bias, jnp.split(time, 2, axis=-1)) if self.time_scale_shift else (bias + time, None)
+        drop = dropout(dropout_keys, "/".join(self.path), self.dropout)
+        norm = GroupNorm(self.num_groups, self.norm_eps, name="norm2")
+        h = settle(norm(settle(h), lambda h: drop(swish(h)), added=added, scale_shift=scale_shift))
         h = conv(self.features, self.dtype, scale=0.0, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = conv(self.features, self.dtype, size=1, name="shortcut")(x)
         return settle(x + h)
 
 
-def dropped(keys: jax.Array, name: str, probability: float, x: jax.Array) -> jax.Array:
+def dropout(keys: jax.Array | None, name: str, probability: float) -> Callable[[jax.Array], jax.Array]:
     """Dropout, example i's mask from key i and the name alone.
 
     A hash of the place in the example, keyed before and after, which takes fewer operations than `jax.random`; tested are the
@@ -242,22 +259,29 @@ def dropped(keys: jax.Array, name: str, probability: float, x: jax.Array) -> jax
     https://nullprogram.com/blog/2018/07/31.
 
     Args:
-        keys: Typed keys [B].
+        keys: Typed keys [B]; None drops nothing.
         name: Of the layer.
         probability: That a number becomes 0; the others are divided by 1 - probability.
-        x: [B, ...].
+
+    Returns:
+        x [B, ...] -> x with numbers dropped, the same each time.
     """
+    if keys is None or probability == 0:
+        return lambda x: x
+    words = jax.vmap(lambda key: jax.random.bits(jax.random.fold_in(key, zlib.crc32(name.encode())), (2,)))(keys)
 
     def mix(a: jax.Array) -> jax.Array:
         a = (a ^ (a >> 16)) * jnp.uint32(0x7FEB352D)
         a = (a ^ (a >> 15)) * jnp.uint32(0x846CA68B)
         return a ^ (a >> 16)
 
-    words = jax.vmap(lambda key: jax.random.bits(jax.random.fold_in(key, zlib.crc32(name.encode())), (2,)))(keys)
-    before, after = (words[:, i].reshape(-1, *[1] * (x.ndim - 1)) for i in range(2))
-    place = jnp.arange(x[0].size, dtype=jnp.uint32).reshape(1, *x.shape[1:])
-    kept = mix(mix(place ^ before) + after) >= jnp.uint32(round(probability * 2**32))
-    return jnp.where(kept, x / (1 - probability), 0.0)
+    def drop(x: jax.Array) -> jax.Array:
+        before, after = (words[:, i].reshape(-1, *[1] * (x.ndim - 1)) for i in range(2))
+        place = jnp.arange(x[0].size, dtype=jnp.uint32).reshape(1, *x.shape[1:])
+        kept = mix(mix(place ^ before) + after) >= jnp.uint32(round(probability * 2**32))
+        return jnp.where(kept, x / (1 - probability), 0.0)
+
+    return drop
 
 
 class Attention(nn.Module):
@@ -282,7 +306,7 @@ class Attention(nn.Module):
         if channels % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of {channels} channels, received {self.num_heads}")
         h = x if self.num_groups is None else GroupNorm(self.num_groups, self.norm_eps, name="norm")(x)
-        h = settle(h.astype(self.dtype)).reshape(batch, height * width, channels)
+        h = settle(h).reshape(batch, height * width, channels)
 
         def project(name):
             h_projected = nn.Dense(channels, kernel_init=initializer(), dtype=self.dtype, name=name)(h)

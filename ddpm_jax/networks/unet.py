@@ -111,8 +111,7 @@ class UNet(nn.Module):
         h, skips = self._down(h, embedding, dropout_keys)
         h = self._middle(h, embedding, dropout_keys)
         h = self._up(h, skips, embedding, dropout_keys)
-        h = layers.GroupNorm(self.num_groups, self.norm_eps, name="head_norm")(h, layers.swish)
-        h = settle(h.astype(self.dtype))
+        h = settle(layers.GroupNorm(self.num_groups, self.norm_eps, name="head_norm")(h, layers.swish))
         out_channels = x_t.shape[-1] if self.out_channels is None else self.out_channels
         return layers.conv(out_channels, self.dtype, scale=0.0, name="head")(h).astype(jnp.float32)
 

@@ -12,8 +12,9 @@ import optax
 from ddpm_jax import ema, images, keys, timesteps
 from ddpm_jax.losses import LossOf
 from ddpm_jax.networks import Network, UNet
-from ddpm_jax.networks.xla import settle
+from ddpm_jax.networks.xla import row_major, settle
 from ddpm_jax.timesteps import DrawTimes
+from ddpm_jax.training.clipping import norm
 from ddpm_jax.training.state import Skipped, TrainState
 
 QUARTERS = 4
@@ -93,7 +94,8 @@ def make_train_step(
 
         examples = (x0, labels, ids, dropout_keys, t, weights)
         mean, losses, gradient = _mean_gradient(loss_of, state.params, examples, accumulate)
-        grad_norm = optax.tree.norm(gradient)
+        gradient = row_major(gradient)
+        grad_norm = norm(gradient)
         is_finite = jnp.isfinite(mean) & jnp.isfinite(grad_norm)
         num_updates = state.step - state.skipped.total
         params, opt_state, moved = _updated(optimizer, averages, state, gradient, num_updates, is_finite)
@@ -105,7 +107,7 @@ def make_train_step(
         metrics = {
             "loss": mean,
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(params),
+            "param_norm": norm(params),
             "learning_rate": jnp.asarray(learning_rate(num_updates)),
             "is_finite": is_finite,
             "skipped": skipped.total,
