@@ -65,6 +65,13 @@ def test_every_epoch_has_another_order():
     assert len({tuple(seen[100 * epoch : 100 * epoch + 100]) for epoch in range(20)}) == 20
 
 
+def test_every_order_is_as_likely():
+    """Of three examples, six: 3,000 epochs, chi-squared with five degrees of freedom, whose 0.999 quantile is 20.5."""
+    seen = np.reshape(order(pipeline.batches(Numbers(3), 3000, seed=0), range(3)), (-1, 3))
+    _, counts = np.unique(seen, axis=0, return_counts=True)
+    assert len(counts) == 6 and ((counts - 500) ** 2 / 500).sum() < 20.5
+
+
 def test_neighbouring_seeds_share_no_epoch():
     def epochs(seed):
         return {tuple(order(pipeline.batches(Numbers(100), 100, seed), [step])) for step in range(10)}
@@ -100,6 +107,11 @@ def test_a_process_reads_nothing_but_its_part():
 def test_impossible_batches_are_refused(batch_size, process_index, process_count):
     with pytest.raises(ValueError, match=r"expected .* received"):
         pipeline.batches(Numbers(9), batch_size, 0, process_index=process_index, process_count=process_count)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="seed: expected an integer >= 0, received -1"):
+        pipeline.batches(Numbers(9), 4, seed=-1)
 
 
 def test_an_empty_source_is_refused():
