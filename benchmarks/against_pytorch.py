@@ -85,7 +85,8 @@ def main() -> None:
     options = parser.parse_args()
     cli.take_huge_pages()
     os.environ["TQDM_DISABLE"] = "1"  # or lucidrains' sampler shows a bar
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's memory, so that both sides have some
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's memory, so that both sides have some
     config, shape = config_of(options), SHAPES[options.model]
     make = "training" if options.what == "training" else "sampling"
 

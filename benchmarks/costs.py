@@ -9,7 +9,7 @@
 
 A row for each value, by a process of its own. Operations and bytes are what XLA counts of the compiled program on one device,
 each of a sampler's steps alike; Winograd's form has fewer than the plain one. `least` is the time that they would take at the
-rates measured beside it, whichever is longer: operations as in the product of two matrices of 2048, bytes as in adding to an
+rates measured beside it, whichever is longer: operations as in the product of two large matrices, bytes as in adding to an
 array of 256 MB. What stays in the cache is counted as bytes but not paid as such, so that the time may come below. More devices
 than one are those of the CPU, which share its cores.
 """
@@ -61,7 +61,7 @@ def main() -> None:
         os.environ["JAX_NUM_CPU_DEVICES"] = str(num_devices)
         side = Side("ours", "training" if options.what == "training" else "sampling", config, shape)
         taken = sorted(side.turn().seconds for _ in range(options.turns))[options.turns // 2]
-        most_flops, most_bytes, cost = side.matmul_rate(), side.ask("bandwidth"), side.ask("cost")
+        most_flops, most_bytes, cost = side.matmul_rate(options.dtype), side.ask("bandwidth"), side.ask("cost")
         side.end()
         times = num_devices * (1 if options.what == "training" else options.steps)
         flops, moved = times * cost["flops"], times * cost["bytes"]

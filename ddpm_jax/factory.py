@@ -14,6 +14,7 @@ import optax
 
 from ddpm_jax import ema, guidance, images, losses, networks, samplers, schedules, sharding, timesteps, weightings
 from ddpm_jax.cli import UsageError, blame
+from ddpm_jax.clipping import clip
 from ddpm_jax.config import Config, Data, Diffusion, Ema, Loss, Network, Optimizer, Sample
 from ddpm_jax.data import sources
 from ddpm_jax.data.kept import Kept
@@ -22,7 +23,6 @@ from ddpm_jax.losses import LossOf
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.schedules import Level, Schedule
 from ddpm_jax.timesteps import DrawTimes
-from ddpm_jax.training.clipping import clip
 
 T = TypeVar("T")
 Draw = Callable[[jax.Array, Any, jax.Array], jax.Array]

@@ -19,7 +19,7 @@ LAYERS = [
     {"losses", "guidance", "samplers"},
     {"experiments"},
     {"cli"},
-    {"distributed", "networks", "config", "sharding", "checkpoint", "preemption", "writers", "images"},
+    {"clipping", "distributed", "networks", "config", "sharding", "checkpoint", "preemption", "writers", "images"},
     {"data", "interop", "workdir", "gallery"},
     {"factory"},
     {"training", "evaluation"},

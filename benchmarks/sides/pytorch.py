@@ -11,7 +11,8 @@ from sides.turns import Run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 torch.backends.cudnn.benchmark = True  # as XLA, that it tries which way to convolve is the fastest
-torch.set_float32_matmul_precision("high")  # TF32 on a GPU, which XLA takes as well
+if DEVICE == "cuda":
+    torch.set_float32_matmul_precision("high")  # TF32, which XLA takes as well
 
 
 def variant_of(model: Any, variant: str) -> tuple[Any, Any]:

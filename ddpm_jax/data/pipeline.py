@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 import grain
 import numpy as np
 
 from ddpm_jax.data.kept import Kept, stacked
 from ddpm_jax.data.sources import Arrays, Source
-
-ENDLESS = 2**62
-"""Steps, as many as grain can count."""
 
 
 def batches(
@@ -54,7 +52,7 @@ def batches(
         raise ValueError(f"seed: expected an integer >= 0, received {seed}")
     if len(source) < process_count:
         raise ValueError(f"source: expected at least {process_count} examples, one a process, received {len(source)}")
-    size = batch_size // process_count
+    size, lock = batch_size // process_count, threading.Lock()
 
     @functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
     def order(epoch: int) -> np.ndarray:
@@ -63,10 +61,11 @@ def batches(
     def read(step: int) -> dict[str, np.ndarray]:
         first = step * batch_size + process_index * size
         epochs, places = np.divmod(np.arange(first, first + size), len(source))
-        parts = [order(epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
-        return _read(source, np.concatenate(parts))
+        with lock:  # or each thread would draw an order of its own
+            orders = {epoch: order(epoch) for epoch in range(epochs[0], epochs[-1] + 1)}
+        return _read(source, np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()]))
 
-    return grain.MapDataset.range(ENDLESS).map(read)
+    return grain.MapDataset.range(2**62 // batch_size).map(read)
 
 
 def _read(source: Source, numbers: np.ndarray) -> dict[str, np.ndarray]:

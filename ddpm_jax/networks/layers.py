@@ -197,12 +197,14 @@ class GroupNorm(nn.Module):
 
         mean = mean_over_space(flat)
         variance = jnp.maximum(mean_over_space(flat * flat) - mean * mean, 0.0)
-        added = jnp.zeros((batch, channels)) if added is None else added.astype(jnp.float32)
-        distance = mean + added - over_group(mean + added)
-        gain = over_images(scale, batch) * jax.lax.rsqrt(over_group(variance + distance * distance) + self.eps)
-        shift = over_images(bias, batch) + (distance - mean) * gain
+        more = 0.0 if added is None else added.astype(jnp.float32)
+        centre = over_group(mean + more)
+        spread = over_group(variance + jnp.square(mean + more - centre))
+        gain = over_images(scale, batch) * jax.lax.rsqrt(spread + self.eps)
+        shift = over_images(bias, batch) + (more - centre) * gain
         if scale_shift is not None:
-            gain, shift = gain * (1 + scale_shift[0]), shift * (1 + scale_shift[0]) + scale_shift[1]
+            scales, shifts = (a.astype(jnp.float32) for a in scale_shift)
+            gain, shift = gain * (1 + scales), shift * (1 + scales) + shifts
 
         @jax.checkpoint
         def apply(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:

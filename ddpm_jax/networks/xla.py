@@ -1,4 +1,4 @@
-"""What XLA's compilers have to be told, that for CPUs more than others."""
+"""What XLA's compilers have to be told, most of it that for CPUs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def row_major(tree: T) -> T:
     """Has XLA for GPUs lay arrays out as they are stored, before others follow them.
 
     A convolution's gradient comes in another order, which would spread over all that an optimizer does, and have its state
-    transposed at every step, there and back.
+    transposed at every step, there and back. On one device alone: arrays that are divided would be brought together for it.
     """
-    if jax.default_backend() != "gpu":
+    if jax.default_backend() != "gpu" or jax.device_count() > 1:
         return tree
     laid_out: T = jax.tree.map(lambda a: with_layout_constraint(a, Layout(tuple(range(a.ndim)))), tree)
     return laid_out

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from ddpm_jax import ema, images, keys, timesteps
+from ddpm_jax.clipping import norm
 from ddpm_jax.losses import LossOf
 from ddpm_jax.networks import Network, UNet
 from ddpm_jax.networks.xla import row_major, settle
 from ddpm_jax.timesteps import DrawTimes
-from ddpm_jax.training.clipping import norm
 from ddpm_jax.training.state import Skipped, TrainState
 
 QUARTERS = 4

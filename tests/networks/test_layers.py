@@ -127,8 +127,11 @@ def test_a_networks_masks_follow_the_examples():
 def test_a_layout_changes_no_number(monkeypatch):
     """The layout that GPUs are asked for, here on whatever there is."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     tree = {"kernel": jax.random.normal(KEY, (3, 3, 4, 8)), "bias": jnp.ones(8), "step": jnp.zeros(())}
     laid_out = jax.jit(xla.row_major).lower(tree)
     assert "LayoutConstraint" in laid_out.as_text()
     for name, a in laid_out.compile()(tree).items():
         np.testing.assert_array_equal(a, tree[name])
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert "LayoutConstraint" not in jax.jit(lambda tree: xla.row_major(tree)).lower(tree).as_text()

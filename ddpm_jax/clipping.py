@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -16,17 +15,17 @@ def norm(tree: Any) -> jax.Array:
     Arrays of one shape are added up before the sum: a network has hundreds of arrays of few shapes, and a sum of its own for
     each would take longer to begin than to compute.
     """
-    by_shape: dict[tuple[int, ...], list[jax.Array]] = {}
+    squares: dict[tuple[int, ...], list[jax.Array]] = {}
     for a in jax.tree.leaves(tree):
-        by_shape.setdefault(a.shape, []).append(jnp.square(a))
-    return jnp.sqrt(sum(jnp.sum(functools.reduce(jnp.add, squares)) for squares in by_shape.values()))
+        squares.setdefault(a.shape, []).append(jnp.square(a.astype(jnp.float32)))
+    return jnp.sqrt(jnp.float32(sum(jnp.sum(sum(of_shape)) for of_shape in squares.values())))
 
 
 def clip(limit: float) -> optax.GradientTransformation:
-    """Scales gradients whose norm is above the limit down to it (Pascanu et al. 2013, arXiv 1211.5063)."""
+    """Scales gradients whose norm is above the limit down to it (Pascanu et al. 2013, arXiv 1211.5063); inf for no limit."""
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
-        share = limit / jnp.maximum(norm(updates), limit)
-        return jax.tree.map(lambda a: a * share, updates), state
+        share = jnp.minimum(1, limit / norm(updates))
+        return jax.tree.map(lambda a: (a * share).astype(a.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
