@@ -65,7 +65,7 @@ def batches(
             orders = {epoch: order(epoch) for epoch in range(epochs[0], epochs[-1] + 1)}
         return _read(source, np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()]))
 
-    return grain.MapDataset.range(2**62 // batch_size).map(read)
+    return grain.MapDataset.range(2**62 // batch_size).map(read)  # as far as 64 bits number the examples
 
 
 def _read(source: Source, numbers: np.ndarray) -> dict[str, np.ndarray]:
