@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from ddpm_jax.cli import blame, run_script
-from ddpm_jax.config import check, read_config
+from ddpm_jax.config import check, everies, read_config
 from ddpm_jax.workdir import claim, describe, restore, write_config
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -119,6 +119,7 @@ def main(argv: Sequence[str]) -> None:
         loop.train(
             state, train_step, data, mesh, config.train.num_steps, record=record, saver=saver, snapshot=snapshots.take,
             draw=draw_grid, draw_every=config.train.sample_every, preemption=stack.enter_context(Preemption()),
+            steps_per_call=loop.steps_per_call(config.train.steps_per_call, everies(config).values()),
         )  # fmt: skip
         terminal.say(f"samples are in {workdir / 'samples'}; for more: python sample.py --workdir {workdir}")
 

@@ -6,11 +6,15 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import jax
 from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+TOGETHER = 0.5
+"""Signals within so many seconds of the first are the first: `timeout` sends one to a process and one to its whole group."""
 
 
 class Preemption:
@@ -25,6 +29,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._since = 0.0
 
     def __enter__(self) -> Preemption:
         reading, self._writing = os.pipe()
@@ -41,9 +46,9 @@ class Preemption:
             signal.signal(number, handler)
         os.close(self._writing)
 
-    def reached(self, step: int) -> bool:
-        """Whether to end after this step, which is the same one for all processes."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+    def reached(self, call: int) -> bool:
+        """Whether to end after this call of the devices, a number one higher each time, the same for all processes."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call):
             self.number = signal.SIGTERM
             return True
         return jax.process_count() == 1 and self.number is not None
@@ -58,9 +63,13 @@ class Preemption:
     def _take(self, number: int) -> None:
         name = signal.Signals(number).name
         if self.number is not None:
+            if time.monotonic() - self._since < TOGETHER:
+                return
             print(f"{name}: ended at once", file=sys.__stderr__, flush=True)
             os._exit(128 + number)
-        self.number = number
+        self.number, self._since = number, time.monotonic()
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        print(f"{name}: it ends after this step and a save; once more to end at once", file=sys.__stderr__, flush=True)
+        print(
+            f"{name}: it ends after the steps under way and a save; once more to end at once", file=sys.__stderr__, flush=True
+        )

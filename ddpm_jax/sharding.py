@@ -95,9 +95,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis divided among the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """An axis divided among the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def divided(mesh: Mesh, tree: Any, axes: Sequence[tuple[str, int | None]] = ()) -> Any:
@@ -126,7 +126,7 @@ def divided(mesh: Mesh, tree: Any, axes: Sequence[tuple[str, int | None]] = ()) 
             return replicated(mesh)
         if not 0 <= axis < len(a.shape) or a.shape[axis] % mesh.size:
             raise ValueError(f"expected an axis that {mesh.size} devices divide, received {axis} for {name} of {a.shape}")
-        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+        return over_batch(mesh, axis)
 
     try:
         shardings = jax.tree_util.tree_map_with_path(of, tree)
@@ -172,17 +172,23 @@ def put_ids(mesh: Mesh, ids: Sequence[int]) -> jax.Array:
     return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Brings this process's part of a global batch to its devices.
+def put_number(mesh: Mesh, number: int) -> jax.Array:
+    """Brings an integer to all devices."""
+    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(number, np.int32))
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], axis: int = 0) -> dict[str, jax.Array]:
+    """Brings this process's part of a global batch, or of several, to its devices.
 
     Args:
         mesh: The mesh.
-        batch: Arrays [B / processes, ...]; the part divides by this process's devices.
+        batch: Arrays [..., B / processes, ...]; the part divides by this process's devices.
+        axis: That of the examples.
 
     Returns:
-        Global arrays [B, ...], divided among all devices.
+        Global arrays [..., B, ...], divided among all devices.
     """
-    sharding = over_batch(mesh)
+    sharding = over_batch(mesh, axis)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 

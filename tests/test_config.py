@@ -95,6 +95,8 @@ def test_a_file_that_is_no_config_is_named(tmp_path, text, said):
     [
         {"train": Train(num_steps=0)},
         {"train": Train(batch_size=-1)},
+        {"train": Train(steps_per_call=0)},
+        {"train": Train(steps_per_call=3)},
         {"train": Train(seed=-1)},
         {"train": Train(seed=2**32)},
         {"sample": config.Sample(seed=2**70)},

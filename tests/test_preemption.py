@@ -1,10 +1,11 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from ddpm_jax.preemption import Preemption
+from ddpm_jax.preemption import TOGETHER, Preemption
 
 CODE = """
 import time
@@ -25,13 +26,16 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(number):
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.stdout.readline() == f"{int(number)} True\n"
+        process.send_signal(number)  # by whoever sends it to the process and to its group
+        time.sleep(2 * TOGETHER)
+        assert process.poll() is None
         process.send_signal(number)
         out, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert out == ""
     name = signal.Signals(number).name
     first, second = said.splitlines()
-    assert first == f"{name}: it ends after this step and a save; once more to end at once"
+    assert first == f"{name}: it ends after the steps under way and a save; once more to end at once"
     assert second == f"{name}: ended at once"
 
 

@@ -30,7 +30,7 @@ def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     key, mesh = jax.random.key(0), sharding.make_mesh()
     step = make_train_step(
         key, network, factory.make_loss(config.loss, config.diffusion, schedule), draw_times, optimizer, learning_rate,
-        averages, schedule.num_steps, random_flip=config.data.random_flip,
+        averages, schedule.num_steps, random_flip=config.data.random_flip, gather=functools.partial(sharding.gather, mesh),
     )  # fmt: skip
     init = functools.partial(init_state, key, network, optimizer, shape, averages, history)
     state = sharding.create(init, sharding.replicated(mesh))

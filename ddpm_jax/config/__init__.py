@@ -22,6 +22,7 @@ from ddpm_jax.config.tree import (
     changes,
     check,
     check_seed,
+    everies,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "changes",
     "check",
     "check_seed",
+    "everies",
     "from_dict",
     "read_config",
 ]

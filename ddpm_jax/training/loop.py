@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,14 +22,16 @@ from ddpm_jax.training import footprint
 from ddpm_jax.training.record import Record
 from ddpm_jax.training.saver import Saver
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import Batch, TrainStep
+from ddpm_jax.training.step import TrainStep, several
 from ddpm_jax.writers import Terminal
+
+HostBatch = dict[str, np.ndarray]
 
 
 def train(
     state: TrainState,
     train_step: TrainStep,
-    batches: Iterator[dict[str, np.ndarray]],
+    batches: Iterator[HostBatch],
     mesh: Mesh,
     num_steps: int,
     *,
@@ -36,10 +41,12 @@ def train(
     draw: Callable[[TrainState], None],
     draw_every: int,
     preemption: Preemption,
+    steps_per_call: int = 1,
 ) -> TrainState:
     """Trains until num_steps, and saves and draws the last state; does nothing where that is reached already.
 
-    The metrics of a step are taken when the next one is on its way, so that the device never waits for it.
+    The devices are called for one step or for several, until the next multiple of steps_per_call. The metrics of a call are
+    taken when the next one is on its way, so that the devices never wait for it.
 
     Args:
         state: Where to start; its buffers are donated.
@@ -49,10 +56,11 @@ def train(
         num_steps: The step to stop at.
         record: Takes the metrics.
         saver: Saves states: when they are due, and the last.
-        snapshot: Keeps what it needs of the state after each step.
+        snapshot: Keeps what it needs of the state after each call.
         draw: Keeps a picture of what a state draws.
         draw_every: In steps.
-        preemption: Asked after each step whether to save and to end.
+        preemption: Asked after each call whether to save and to end.
+        steps_per_call: Divides the steps between lines, saves, snapshots and pictures, for nothing happens within a call.
 
     Returns:
         The last state.
@@ -61,28 +69,35 @@ def train(
         FloatingPointError: the loss or the gradient was not finite in too many steps in a row.
         Ended: a signal came, a batch could not be read, or the last state could not be saved; all else is saved first.
     """
-    start = int(state.step)
-    if start >= num_steps:
+    step = int(state.step)
+    if step >= num_steps:
         return state
-    batch, no_data = _read(batches, start)
-    if no_data is not None:
+
+    def read() -> tuple[list[HostBatch], Ended | None]:
+        return _read(batches, step, min(num_steps, (step // steps_per_call + 1) * steps_per_call) - step)
+
+    ahead, no_data = read()
+    if not ahead and no_data is not None:
         raise no_data
-    compiled = compile_step(train_step, state, sharding.put_batch(mesh, batch), mesh, record.terminal.say)
+    program = train_step if steps_per_call == 1 else several(train_step)
+    compiled = compile_step(program, state, _put(mesh, ahead, steps_per_call), mesh, record.terminal.say)
     record.begin()
     late = None
-    for step in range(start + 1, num_steps + 1):
-        state, metrics = compiled(state, sharding.put_batch(mesh, batch))
+    for call in itertools.count():
+        state, metrics = compiled(state, _put(mesh, ahead, steps_per_call))
         if late is not None:
-            record.take(step - 1, late)
-        late = metrics
+            _take(record, *late)
+        step += len(ahead)
+        late = step, len(ahead), metrics
         snapshot(step, state)
-        if step < num_steps:
+        ahead = []
+        if step < num_steps and no_data is None:
             with record.waiting_for_data():
-                batch, no_data = _read(batches, step)
-        ending = step == num_steps or preemption.reached(step) or no_data is not None
+                ahead, no_data = read()
+        ending = not ahead or preemption.reached(call)
         drawing, saving = step % draw_every == 0 or step == num_steps, ending or saver.is_due(step)
         if drawing or saving:
-            record.take(step, metrics)
+            _take(record, *late)
             late = None
             with record.out_of_time():
                 if drawing:  # first: a run killed between the two would not come back to draw
@@ -102,6 +117,16 @@ def train(
     return state
 
 
+def steps_per_call(asked: int | None, everies: Collection[int]) -> int:
+    """How many steps the devices take at one call, by default, which divides the steps between what is done every so many.
+
+    Ten on accelerators: training CIFAR-10 is then 1.25 times as fast on a GPU, whose host hardly keeps up step by step. One on
+    CPU, where the gradient of a convolution is 20 times slower within a loop.
+    """
+    most = 1 if jax.default_backend() == "cpu" else 10
+    return asked or max(n for n in range(1, most + 1) if math.gcd(*everies) % n == 0)
+
+
 def _draw(draw: Callable[[TrainState], None], state: TrainState, terminal: Terminal) -> None:
     """Draws; a picture that the disk has no room for is no reason to end."""
     try:
@@ -110,35 +135,51 @@ def _draw(draw: Callable[[TrainState], None], state: TrainState, terminal: Termi
         terminal.say(f"CANNOT DRAW step {int(state.step)}: {error}")
 
 
-def _read(batches: Iterator[dict[str, np.ndarray]], step: int) -> tuple[dict[str, np.ndarray], Ended | None]:
-    """The next batch, or why there is none; which one process of several cannot tell the others in time, and it fails."""
+def _read(batches: Iterator[HostBatch], step: int, num: int) -> tuple[list[HostBatch], Ended | None]:
+    """The next batches, and why there are fewer; which one process of several cannot tell the others in time, and it fails."""
+    ahead: list[HostBatch] = []
     try:
-        return next(batches), None
+        while len(ahead) < num:
+            ahead.append(next(batches))
     except (Exception, SystemExit) as error:  # whatever a source raises, or ends its thread with
         if jax.process_count() > 1:
             raise
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return {}, Ended(f"cannot read the batch of step {step + 1}: {why}", 1)
+        return ahead, Ended(f"cannot read the batch of step {step + len(ahead) + 1}: {why}", 1)
+    return ahead, None
+
+
+def _put(mesh: Mesh, ahead: list[HostBatch], steps_per_call: int) -> Any:
+    """What a call takes: a batch; or, of several steps, the batches one after another, any in the places left, and how many."""
+    if steps_per_call == 1:
+        return sharding.put_batch(mesh, ahead[0])
+    rows = {name: np.stack([batch[name] for batch in ahead]) for name in ahead[0]}
+    rows = {name: np.resize(row, (steps_per_call, *row.shape[1:])) for name, row in rows.items()}
+    return sharding.put_batch(mesh, rows, axis=1), sharding.put_number(mesh, len(ahead))
+
+
+def _take(record: Record, step: int, num: int, metrics: dict[str, jax.Array]) -> None:
+    """Gives the record the metrics of the steps of a call, the last of which is `step`."""
+    arrays = jax.device_get(metrics)
+    for i in range(num):
+        record.take(step - num + 1 + i, {name: a[i] for name, a in arrays.items()} if arrays["loss"].ndim else arrays)
 
 
 def compile_step(
-    train_step: TrainStep, state: TrainState, batch: Batch, mesh: Mesh, say: Callable[[str], None] = lambda line: None
+    train_step: TrainStep, state: TrainState, batch: Any, mesh: Mesh, say: Callable[[str], None] = lambda line: None
 ) -> TrainStep:
-    """Compiles the step, the state donated and where it was, the batch divided among the devices.
+    """Compiles the step, or several, the state donated; state and batch are where they were.
 
     Args:
-        train_step: From `make_train_step`.
-        state: A state, on the mesh.
-        batch: A batch, on the mesh.
+        train_step: From `make_train_step` or `several`.
+        state: A state, on the mesh, or its shapes with shardings.
+        batch: What it takes besides, likewise.
         mesh: The devices.
         say: Told how long it took, and what a step costs.
     """
     began = time.perf_counter()
-    placed = jax.tree.map(lambda a: a.sharding, state)
-    jitted = jax.jit(
-        train_step, donate_argnums=0,
-        in_shardings=(placed, sharding.over_batch(mesh)), out_shardings=(placed, sharding.replicated(mesh)),
-    )  # fmt: skip
+    placed = jax.tree.map(lambda a: a.sharding, (state, batch))
+    jitted = jax.jit(train_step, donate_argnums=0, in_shardings=placed, out_shardings=(placed[0], sharding.replicated(mesh)))
     lowered = jitted.lower(state, batch)
     compiled = lowered.compile(sharding.compiler_options(gradient=True))
     _give_back_memory()

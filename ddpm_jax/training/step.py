@@ -22,7 +22,7 @@ QUARTERS = 4
 
 Batch = dict[str, jax.Array]
 T = TypeVar("T")
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_train_step(
@@ -116,6 +116,33 @@ def make_train_step(
         return state, metrics | _by_quarters(t, losses, num_times)
 
     return train_step
+
+
+def several(train_step: TrainStep) -> TrainStep:
+    """Makes one program of a step and the steps after it, which the host then starts once for all.
+
+    Args:
+        train_step: From `make_train_step`.
+
+    Returns:
+        (state, (batches [K, B, ...], how many of them to take)) -> (state, metrics [K, ...], zero where none was taken). The
+        number is not part of the program, so that the same program runs whatever steps a run is broken off at.
+    """
+
+    def steps(state: TrainState, ahead: tuple[Batch, jax.Array]) -> tuple[TrainState, Any]:
+        batches, num = ahead
+
+        def step(i: Any, before: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
+            state, rows = before
+            state, metrics = train_step(state, {name: a[i] for name, a in batches.items()})
+            return state, jax.tree.map(lambda row, a: row.at[i].set(a), rows, metrics)
+
+        _, metrics = jax.eval_shape(train_step, state, {name: a[0] for name, a in batches.items()})
+        (most,) = {len(a) for a in batches.values()}
+        rows = jax.tree.map(lambda a: jnp.zeros((most, *a.shape), a.dtype), metrics)
+        return jax.lax.fori_loop(0, num, step, (state, rows))
+
+    return steps
 
 
 def withhold(example_keys: jax.Array, labels: jax.Array, share: float, none: int) -> jax.Array:

@@ -1,6 +1,7 @@
 import json
 import signal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,7 +66,9 @@ def counting_step(state, batch):
     return state._replace(step=state.step + 1, params=state.params + 1, skipped=skipped), metrics
 
 
-def run(start=0, num_steps=10, broken_steps=(), sums=None, ends=None, batches=None, works=True, draw=None, **every):
+def run(
+    start=0, num_steps=10, broken_steps=(), sums=None, ends=None, batches=None, works=True, draw=None, steps_per_call=1, **every
+):
     def make():
         none = jnp.zeros((), jnp.int32)
         return TrainState(jnp.int32(start), jnp.zeros(3), jnp.zeros(2), {"decay": jnp.ones(1)}, Skipped(none, none))
@@ -82,14 +85,15 @@ def run(start=0, num_steps=10, broken_steps=(), sums=None, ends=None, batches=No
 
         def __next__(self):
             batch = next(images if batches is None else batches)
-            preemption.number = signal.SIGTERM if ends is not None and batch["image"].max() == ends + 1 else None
+            if ends is not None and batch["image"].max() == ends + 1:
+                preemption.number = signal.SIGTERM
             return batch
 
     try:
         last = loop.train(
             first, counting_step, Data(), MESH, num_steps, record=record, saver=saves, snapshot=lambda step, state: None,
             draw=(lambda s: drawn.append(int(s.step))) if draw is None else draw, draw_every=every["draw"],
-            preemption=preemption,
+            preemption=preemption, steps_per_call=steps_per_call,
         )  # fmt: skip
     except (FloatingPointError, Ended) as error:
         return error, recorder, saves, drawn
@@ -122,6 +126,40 @@ def test_going_on_writes_what_an_unbroken_run_writes():
     _, whole, saves, _ = run()
     _, rest, _, _ = run(start=8, sums=saves.sums[8])
     assert exact(rest) == {step: figures for step, figures in exact(whole).items() if step > 8}
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_several_steps_a_call_do_what_single_ones_do(start):
+    """From a step within a call, to a step within another."""
+    every = {"log": 4, "num_steps": 13, "start": start, "broken_steps": [6]}
+    exact = lambda recorder: {step: (f["loss"], f["loss_q3"], f["skipped"]) for step, f in recorder.written.items()}  # noqa: E731
+    one, told, saves, drawn = run(**every)
+    two, told_by_two, saves_by_two, drawn_by_two = run(**every, steps_per_call=2)
+    assert int(two.step) == int(one.step) == 13
+    assert (exact(told_by_two), told_by_two.advanced) == (exact(told), 13 - start)
+    assert list(exact(told)) == [4, 8, 12, 13]
+    assert (saves_by_two.sums, drawn_by_two) == (saves.sums, drawn)
+    assert [line for line in told_by_two.said if "step 6 is skipped" in line]
+
+
+def test_steps_a_call_are_one_on_cpu_and_elsewhere_as_many_as_fit(monkeypatch):
+    assert (loop.steps_per_call(None, [100, 500]), loop.steps_per_call(5, [100, 500])) == (1, 5)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [loop.steps_per_call(None, everies) for everies in ([100, 500], [1, 500], [45, 500], [28, 1000])] == [10, 1, 5, 4]
+    assert loop.steps_per_call(2, [100, 500]) == 2
+
+
+def test_a_signal_or_data_that_end_within_a_call():
+    def batches():
+        yield from ({"image": np.full((4, 2, 2, 1), n, np.uint8)} for n in range(6))
+        raise OSError("the drive is gone")
+
+    error, _, saves, _ = run(ends=5, steps_per_call=4)
+    assert str(error).startswith("ended by SIGTERM; step 4 is saved"), "it comes when the batches of the next call are read"
+    assert list(saves.sums) == [4]
+    error, recorder, saves, _ = run(batches=batches(), steps_per_call=4)
+    assert str(error).startswith("cannot read the batch of step 7: OSError: the drive is gone; step 6 is saved")
+    assert (list(saves.sums), recorder.advanced) == ([4, 6], 6)
 
 
 def test_nothing_is_left_to_do():

@@ -174,6 +174,23 @@ def test_microbatches_are_not_in_a_loop_on_cpu():
     assert four > 2 * one > 0
 
 
+def test_several_steps_are_single_ones_and_however_they_are_parted_the_same_bits():
+    rows = {"image": np.random.default_rng(0).integers(0, 256, (5, 8, 8, 8, 1), np.uint8)}
+    five, one = jax.jit(step.several(make())), jax.jit(make())
+    state, metrics = five(new_state(), (rows, 5))
+    parted, first = five(new_state(), (rows, 3))
+    np.testing.assert_array_equal(first["loss"][3:], 0)
+    parted, rest = five(parted, ({"image": np.resize(rows["image"][3:], rows["image"].shape)}, 2))
+    chex.assert_trees_all_equal(parted, state)
+    both = jax.tree.map(lambda a, b: np.concatenate([a[:3], b[:2]]), first, rest)
+    chex.assert_trees_all_equal(both, jax.device_get(metrics))
+    singly = new_state()
+    for i in range(5):
+        singly, of_one = one(singly, {"image": rows["image"][i]})
+        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], metrics), of_one, rtol=1e-5)
+    chex.assert_trees_all_close(state, singly, rtol=1e-4, atol=1e-6)
+
+
 def test_losses_by_quarters_of_the_times():
     _, metrics = jax.jit(make(times="stratified"))(new_state(), BATCH)
     np.testing.assert_array_equal(metrics["quarter_counts"], [2, 2, 2, 2])
