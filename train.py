@@ -111,15 +111,17 @@ def main(argv: Sequence[str]) -> None:
                 images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
 
         terminal.begin(start)
+        steps_per_call = config.train.steps_per_call or loop.default_steps_per_call(everies(config).values())
         terminal.say(
             f"{workdir}: {num_params(state.params):,} parameters, {len(source):,} images of {image_shape}, "
             f"{mesh.size} x {jax.devices()[0].device_kind}, from step {start} to {config.train.num_steps}"
+            f"{f', {steps_per_call} steps a call' if steps_per_call > 1 else ''}"
         )
         data = stack.enter_context(contextlib.closing(pipeline.iterate(batches, start)))
         loop.train(
             state, train_step, data, mesh, config.train.num_steps, record=record, saver=saver, snapshot=snapshots.take,
             draw=draw_grid, draw_every=config.train.sample_every, preemption=stack.enter_context(Preemption()),
-            steps_per_call=loop.steps_per_call(config.train.steps_per_call, everies(config).values()),
+            steps_per_call=steps_per_call,
         )  # fmt: skip
         terminal.say(f"samples are in {workdir / 'samples'}; for more: python sample.py --workdir {workdir}")
 

@@ -18,7 +18,7 @@ TOGETHER = 0.5
 
 
 class Preemption:
-    """Notes the first signal within a context, for a loop to ask for; the second ends the process at once.
+    """Notes the first signal within a context, for a loop to ask for; another that is not of the same moment ends the process.
 
     A thread of its own waits for them, so that the second one counts also while the main thread is within a library. The
     exit code is then 128 + the signal's number, as shells have it.

@@ -159,8 +159,8 @@ class Train:
     accumulate: int = 1
     """Parts of a batch that go through the network one after another, to need less memory; the result is the same."""
     steps_per_call: int | None = None
-    """Steps that the devices take at one call by the host, a divisor of all numbers of steps between what is done every so
-    many; by default 1 on CPU, where more are slow, and up to 10 elsewhere, where they are fast."""
+    """Steps that the devices take at one call by the host; divides --train.log_every and all others that say what is done every
+    so many steps. By default 1 on CPU, where more are slow, and elsewhere as many as fit, up to 10."""
     label_dropout: float = 0.1
     """Share of images whose class is withheld, so that samples can be guided."""
     seed: int = 0
@@ -282,8 +282,8 @@ def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
 
 
 def everies(config: Config) -> dict[str, int]:
-    """The fields that say what is done every so many steps."""
-    names = ("train.log_every", "train.sample_every", "checkpoint.every", "ema.snapshot_every")
+    """The fields that say what is done every so many steps, with their values."""
+    names = ["train.log_every", "train.sample_every", "checkpoint.every", *(["ema.snapshot_every"] if config.ema.power else [])]
     return {name: options(config)[name] for name in names}
 
 

@@ -86,7 +86,7 @@ def train(
     for call in itertools.count():
         state, metrics = compiled(state, _put(mesh, ahead, steps_per_call))
         if late is not None:
-            _take(record, *late)
+            _take(record, *late, steps_per_call)
         step += len(ahead)
         late = step, len(ahead), metrics
         snapshot(step, state)
@@ -97,7 +97,7 @@ def train(
         ending = not ahead or preemption.reached(call)
         drawing, saving = step % draw_every == 0 or step == num_steps, ending or saver.is_due(step)
         if drawing or saving:
-            _take(record, *late)
+            _take(record, *late, steps_per_call)
             late = None
             with record.out_of_time():
                 if drawing:  # first: a run killed between the two would not come back to draw
@@ -117,14 +117,14 @@ def train(
     return state
 
 
-def steps_per_call(asked: int | None, everies: Collection[int]) -> int:
-    """How many steps the devices take at one call, by default, which divides the steps between what is done every so many.
+def default_steps_per_call(everies: Collection[int]) -> int:
+    """Steps that the devices take at one call: up to ten on accelerators, as many as fit between what is done every so many.
 
-    Ten on accelerators: training CIFAR-10 is then 1.25 times as fast on a GPU, whose host hardly keeps up step by step. One on
-    CPU, where the gradient of a convolution is 20 times slower within a loop.
+    Training CIFAR-10 is then 1.25 times as fast on a GPU, whose host does not keep up step by step. One on CPU, where the
+    gradient of a convolution is 20 times slower within a loop.
     """
     most = 1 if jax.default_backend() == "cpu" else 10
-    return asked or max(n for n in range(1, most + 1) if math.gcd(*everies) % n == 0)
+    return max(n for n in range(1, most + 1) if math.gcd(*everies) % n == 0)
 
 
 def _draw(draw: Callable[[TrainState], None], state: TrainState, terminal: Terminal) -> None:
@@ -150,19 +150,19 @@ def _read(batches: Iterator[HostBatch], step: int, num: int) -> tuple[list[HostB
 
 
 def _put(mesh: Mesh, ahead: list[HostBatch], steps_per_call: int) -> Any:
-    """What a call takes: a batch; or, of several steps, the batches one after another, any in the places left, and how many."""
+    """What a call takes: a batch; or, of several steps, the batches in a row, the last again in places left, and how many."""
     if steps_per_call == 1:
         return sharding.put_batch(mesh, ahead[0])
-    rows = {name: np.stack([batch[name] for batch in ahead]) for name in ahead[0]}
-    rows = {name: np.resize(row, (steps_per_call, *row.shape[1:])) for name, row in rows.items()}
+    filled = ahead + ahead[-1:] * (steps_per_call - len(ahead))
+    rows = {name: np.stack([batch[name] for batch in filled]) for name in ahead[0]}
     return sharding.put_batch(mesh, rows, axis=1), sharding.put_number(mesh, len(ahead))
 
 
-def _take(record: Record, step: int, num: int, metrics: dict[str, jax.Array]) -> None:
+def _take(record: Record, step: int, num: int, metrics: dict[str, jax.Array], steps_per_call: int) -> None:
     """Gives the record the metrics of the steps of a call, the last of which is `step`."""
     arrays = jax.device_get(metrics)
     for i in range(num):
-        record.take(step - num + 1 + i, {name: a[i] for name, a in arrays.items()} if arrays["loss"].ndim else arrays)
+        record.take(step - num + 1 + i, arrays if steps_per_call == 1 else {name: a[i] for name, a in arrays.items()})
 
 
 def compile_step(

@@ -30,15 +30,16 @@ class Saver:
     def __init__(self, checkpoints: Checkpoints, record: Record, metadata: dict[str, Any], every: int):
         self._checkpoints, self._record, self._metadata, self._every = checkpoints, record, metadata, every
         self._alone = jax.process_count() == 1
+        self._tried = 0
 
     def is_due(self, step: int) -> bool:
         """Whether to save after this step."""
         again = self._checkpoints.failed and self._alone
-        return step % self._every == 0 or (again and step % max(1, self._every // 10) == 0)
+        return step % self._every == 0 or (again and step - self._tried >= self._every // 10)
 
     def save(self, state: TrainState) -> None:
         """Begins to save; a failure is reported, then or later, and training may go on."""
-        step = int(state.step)
+        step = self._tried = int(state.step)
         try:
             self._record.flush()
         except OSError as error:

@@ -143,10 +143,9 @@ def test_several_steps_a_call_do_what_single_ones_do(start):
 
 
 def test_steps_a_call_are_one_on_cpu_and_elsewhere_as_many_as_fit(monkeypatch):
-    assert (loop.steps_per_call(None, [100, 500]), loop.steps_per_call(5, [100, 500])) == (1, 5)
+    assert loop.default_steps_per_call([100, 500]) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert [loop.steps_per_call(None, everies) for everies in ([100, 500], [1, 500], [45, 500], [28, 1000])] == [10, 1, 5, 4]
-    assert loop.steps_per_call(2, [100, 500]) == 2
+    assert [loop.default_steps_per_call(everies) for everies in ([100, 500], [1, 500], [45, 500], [28, 1000])] == [10, 1, 5, 4]
 
 
 def test_a_signal_or_data_that_end_within_a_call():
@@ -250,6 +249,12 @@ def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch)
         if saving.is_due(step):
             saving.save(state(step))
     assert checkpoints.saved == [48, 80, 120]
+    checkpoints = FailingCheckpoints(40)
+    saving = saver.Saver(checkpoints, record, {}, every=40)
+    for step in range(5, 121, 5):  # as calls of five steps end
+        if saving.is_due(step):
+            saving.save(state(step))
+    assert checkpoints.saved == [45, 80, 120]
     recorder.full = True
     saving.save(state(121))
     assert checkpoints.failed, "a checkpoint whose lines are not written would lose them"

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from ddpm_jax import ema, factory, schedules, sharding
+from ddpm_jax.clipping import clip
 from ddpm_jax.config import Diffusion, Loss
 from ddpm_jax.training import step
 from ddpm_jax.training.state import TrainState, begin, init_params, init_state, num_params
@@ -33,7 +34,7 @@ class Tiny(nn.Module):
 NETWORK = Tiny()
 AVERAGES = {"decay": ema.exponential(0.9), "power_0.1": ema.power(0.1)}
 LEARNING_RATE = optax.linear_schedule(1e-3, 2e-3, 100)
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
+OPTIMIZER = optax.chain(clip(1.0), optax.adam(LEARNING_RATE))
 BATCH = {"image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)}
 
 
@@ -73,7 +74,7 @@ def test_a_step_lowers_the_loss_of_its_own_batch():
 
 
 def test_the_gradient_is_clipped_by_its_global_norm_and_reported_unclipped():
-    sgd = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+    sgd = optax.chain(clip(1.0), optax.sgd(1.0))
     train_step = make(sgd)
     state = new_state()._replace(opt_state=sgd.init(new_state().params))
     after, metrics = jax.jit(train_step)(state, BATCH)
