@@ -4,7 +4,7 @@
     python benchmarks/save_cost.py --batch-size 128 --steps 200 --saves 5 --dtype bfloat16 --steps-per-call 10  # on a GPU
 
 Prints the seconds of a step without a save, those that starting the save blocked, the steps until it was committed, and what
-these took longer than as many without a save, starting included: in per cent, and in steps; and whether what is loaded again
+they took longer than as many without a save, starting included: in per cent, and in steps; and whether what is loaded again
 is the state of the moment when the save was started, whatever was donated since. A call of the devices is waited for when the
 next one has begun, as train.py does it.
 """
@@ -72,14 +72,14 @@ def main(batch_size: int, steps: int, saves: int, dtype: Any, steps_per_call: in
             checkpoints.save(number, state.parts(), {})
             blocked = time.perf_counter() - began
             state, seconds, num = train(state, lambda num: not committed.exists())  # noqa: B023
-            lost = blocked + seconds - usual * num
+            lost, until = blocked + seconds - usual * num, max(num - steps_per_call, steps_per_call)  # a call has begun ahead
             checkpoints.wait()
             shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), expected)
             loaded = checkpoints.load(number, sharding.placed(shapes, layout))
             same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), b), loaded, expected)
             print(json.dumps({
-                "step_seconds": round(usual, 4), "blocked": round(blocked, 3), "steps": num,
-                "slower_by_percent": round(100 * lost / (blocked + seconds), 1), "steps_lost": round(lost / usual, 2),
+                "step_seconds": round(usual, 4), "blocked": round(blocked, 3), "steps": until,
+                "slower_by_percent": round(100 * lost / (usual * until + lost), 1), "steps_lost": round(lost / usual, 2),
                 "loaded_is_saved": all(jax.tree.leaves(same)),
             }), flush=True)  # fmt: skip
 
