@@ -93,4 +93,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps-per-call", type=int, default=1)
     given = parser.parse_args()
     cli.take_huge_pages()
+    cli.keep_programs()
     main(**vars(given))
