@@ -111,7 +111,9 @@ def main(argv: Sequence[str]) -> None:
                 images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
 
         terminal.begin(start)
-        steps_per_call = config.train.steps_per_call or loop.default_steps_per_call(everies(config).values())
+        steps_per_call = config.train.steps_per_call
+        if steps_per_call is None:
+            steps_per_call = loop.default_steps_per_call(everies(config).values())
         terminal.say(
             f"{workdir}: {num_params(state.params):,} parameters, {len(source):,} images of {image_shape}, "
             f"{mesh.size} x {jax.devices()[0].device_kind}, from step {start} to {config.train.num_steps}"
