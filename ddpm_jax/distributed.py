@@ -8,9 +8,12 @@ import re
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 HEARTBEAT = 60
@@ -70,6 +73,12 @@ def wait(what: str) -> None:
     """Waits for all processes to come here, up to ten minutes; devices themselves wait for half a minute at most on CPU."""
     if jax.process_count() > 1:
         multihost.get_barrier_sync_fn()(key=what, timeout_ms=600_000)
+
+
+def of_first(find: Callable[[], int]) -> int:
+    """What process 0 finds, on all of them, none of which looks itself; all come here."""
+    found = find() if jax.process_index() == 0 else 0
+    return int(multihost_utils.broadcast_one_to_all(np.int64(found))) if jax.process_count() > 1 else found
 
 
 def _check(coordinator: str, num_processes: int | None, process_id: int | None, cluster: bool) -> None:

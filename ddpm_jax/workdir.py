@@ -96,9 +96,11 @@ def restore(
     Raises:
         UsageError: it was begun with another config or other images, or cannot be read.
     """
+    from ddpm_jax import distributed  # here, for --help is answered without jax
+
     with blame("--workdir"):
-        latest = checkpoints.latest
-        if latest is None:
+        latest = distributed.of_first(lambda: -1 if checkpoints.latest is None else checkpoints.latest)
+        if latest < 0:
             return None, {}
         begun = checkpoints.metadata(latest)
         refuse_changes(from_dict(begun["config"]), config)

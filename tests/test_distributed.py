@@ -1,4 +1,7 @@
+import functools
+import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +35,28 @@ def test_what_names_no_processes_is_refused(coordinator, num_processes, process_
 def test_one_process_alone_joins_nothing():
     assert distributed.join(None, None, None, cluster=False, timeout=1)
     assert jax.process_count() == 1
+    assert distributed.of_first(lambda: -1) == -1
+
+
+def test_what_the_first_finds_is_what_all_have():
+    """One of them cannot read what the other can, and is not asked."""
+    code = """if True:
+        import sys
+        from ddpm_jax import distributed
+        number = int(sys.argv[2])
+        distributed.join(sys.argv[1], 2, number, cluster=False, timeout=60)
+        print(distributed.of_first(lambda: [1230, 1 // (1 - number)][number]), file=sys.stderr)
+    """
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    run = functools.partial(subprocess.Popen, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, text=True)
+    both = [run([sys.executable, "-c", code, address, str(number)]) for number in range(2)]
+    try:
+        assert [process.communicate(timeout=60)[1].splitlines()[-1] for process in both] == ["1230", "1230"]
+    finally:
+        for process in both:
+            process.kill()
 
 
 @pytest.mark.parametrize("process_id", [0, 1])
