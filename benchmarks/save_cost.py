@@ -3,10 +3,10 @@
     python benchmarks/save_cost.py --batch-size 32 --steps 6 --saves 3
     python benchmarks/save_cost.py --batch-size 128 --steps 200 --saves 5 --dtype bfloat16 --steps-per-call 10  # on a GPU
 
-Prints the seconds of a step without a save, those that starting the save blocked, the steps until it was committed, and what
-they took longer than as many without a save, starting included: in per cent, and in steps; and whether what is loaded again
-is the state of the moment when the save was started, whatever was donated since. A call of the devices is waited for when the
-next one has begun, as train.py does it.
+Prints the seconds of a step without a save, those that the loop was busy with the save, the steps until it was committed, and
+what they took longer than as many without a save: in per cent, and in steps; and whether what is loaded again is the state of
+the moment when it was copied, computed twice, whatever was donated since. As in train.py, a call of the devices is waited for
+when the next one has begun, and what was copied between the two is then given to the background.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import cli, factory, sharding
@@ -47,32 +48,32 @@ def main(batch_size: int, steps: int, saves: int, dtype: Any, steps_per_call: in
         gather=functools.partial(sharding.gather, mesh),
     )  # fmt: skip
     image = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
-    batch: Any = sharding.put_batch(mesh, {"image": image})
-    if steps_per_call > 1:
-        rows = sharding.put_batch(mesh, {"image": np.stack([image] * steps_per_call)}, axis=1)
-        train_step, batch = several(train_step), (rows, sharding.put_number(mesh, steps_per_call))
-    compiled = compile_step(train_step, state, batch, mesh, print)
+    rows = sharding.put_batch(mesh, {"image": np.stack([image] * steps_per_call)}, axis=1)
+    batch = rows, sharding.put_number(mesh, steps_per_call)
+    compiled = compile_step(several(train_step), state, batch, mesh, print)
 
-    def train(state: TrainState, goes_on: Callable[[int], bool]) -> tuple[TrainState, float, int]:
-        began, num, late = time.perf_counter(), 0, None
+    def train(state: TrainState, goes_on: Callable[[int], bool], save_at: int = 0) -> tuple[TrainState, float, float, int]:
+        began, blocked, num, late, copied = time.perf_counter(), 0.0, 0, None, None
         while goes_on(num):
             state, metrics = compiled(state, batch)
             jax.block_until_ready(late)
-            late, num = metrics, num + steps_per_call
+            late, num, asked = metrics, num + steps_per_call, time.perf_counter()
+            if copied is not None:
+                checkpoints.save(save_at, copied, {})
+            copied = checkpoints.copy(save_at, state.parts()) if save_at and num == steps_per_call else None
+            blocked += time.perf_counter() - asked
         jax.block_until_ready(state)
-        return state, time.perf_counter() - began, num
+        return state, time.perf_counter() - began, blocked, num
 
-    state, *_ = train(state, lambda num: num < 2 * steps_per_call)
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep=1) as checkpoints:
+        state, *_ = train(state, lambda num: num < 2 * steps_per_call)
         for _ in range(saves):
-            state, alone, num = train(state, lambda num: num < steps)
-            usual, number, expected = alone / num, int(state.step), jax.tree.map(np.array, state.parts())
+            state, alone, _, num = train(state, lambda num: num < steps)
+            usual, number = alone / num, int(state.step) + steps_per_call
+            expected = jax.device_get(compiled(jax.tree.map(jnp.copy, state), batch)[0].parts())
             committed = pathlib.Path(folder) / str(number)
-            began = time.perf_counter()
-            checkpoints.save(number, state.parts(), {})
-            blocked = time.perf_counter() - began
-            state, seconds, num = train(state, lambda num: not committed.exists())  # noqa: B023
-            lost, until = blocked + seconds - usual * num, max(num - steps_per_call, steps_per_call)  # a call has begun ahead
+            state, seconds, blocked, num = train(state, lambda num: not committed.exists(), number)  # noqa: B023
+            lost, until = seconds - usual * num, max(num - 2 * steps_per_call, steps_per_call)  # one before, one begun ahead
             checkpoints.wait()
             shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), expected)
             loaded = checkpoints.load(number, sharding.placed(shapes, layout))

@@ -17,16 +17,23 @@ import os
 import pathlib
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from ddpm_jax import sharding
+
 Tree = Any
+T = TypeVar("T")
 
 SUMS = "SHA256SUMS"
 METADATA = "metadata.json"
+
+_BEGINNING = threading.Lock()
+"""For the part of Orbax that counts its saves."""
 
 logger = logging.getLogger(__name__)
 
@@ -116,31 +123,40 @@ class Checkpoints:
         return int(step)
 
     def save(self, step: int, parts: dict[str, Tree], metadata: dict[str, Any], loss: float = 0.0) -> None:
-        """Saves in the background; waits only for a save that is still under way, and for a copy of the arrays.
+        """Saves in the background; waits only for a save that is still under way.
 
         A save that fails is reported, and `failed` then; the checkpoints before it are kept.
 
         Args:
             step: Names the checkpoint; one that exists already is left as it is.
-            parts: Trees of arrays by name, which `load` can read one by one.
+            parts: Trees of arrays by name, which `load` can read one by one; where the arrays will be donated, a `copy`.
             metadata: JSON to keep beside them.
             loss: By which the best are known.
         """
         self.wait()
         if step in self.steps:
             return
-        unfinished = self._folder / f"{step}.unfinished"
-        uncompressed = ocp.Context()  # random digits hardly shrink, and the CPU has better things to do
-        uncompressed.array.saving.use_compression = False
+        response = None
+        if jax.process_count() > 1:  # they begin together, in the order of what else they do together
+            try:
+                response = self._begin(step, parts)
+            except Exception as error:  # of a wide choice, as below
+                self.fail(step, error)
+                return
+        self._under_way = self._background.submit(self._save, step, parts, response, {"loss": loss} | metadata)
+
+    def copy(self, step: int, parts: T) -> T | None:
+        """Copies arrays for a `save` to come, so that they may be donated; waits only for a save that is still under way.
+
+        Returns:
+            The copy, or None where it failed, which is reported.
+        """
+        self.wait()
         try:
-            if jax.process_count() == 1:  # where that fails, Orbax's threads would wait five minutes for it
-                unfinished.mkdir(parents=True, exist_ok=True)
-            with uncompressed:
-                response = ocp.save_checkpointables_async(unfinished, parts, overwrite=True)
-        except Exception as error:  # of a wide choice, as below
+            return sharding.to_host(parts)
+        except jax.errors.JaxRuntimeError as error:
             self.fail(step, error)
-        else:
-            self._under_way = self._background.submit(self._finish, step, response, {"loss": loss} | metadata)
+            return None
 
     def wait(self) -> None:
         """Waits for a save under way."""
@@ -148,11 +164,22 @@ class Checkpoints:
             self._under_way.result()
         self._under_way = None
 
-    def _finish(self, step: int, response: Any, metadata: dict[str, Any]) -> None:
-        """Waits for the arrays to be written, adds what else a checkpoint has, names it, and removes those not kept."""
+    def _begin(self, step: int, parts: dict[str, Tree]) -> Any:
+        """Begins to write the arrays; returns what can be waited for."""
+        jax.block_until_ready(parts)  # so that Orbax, busy with Python, begins when the loop no longer is
+        unfinished = self._folder / f"{step}.unfinished"
+        if jax.process_count() == 1:  # where that fails, Orbax's threads would wait five minutes for it
+            unfinished.mkdir(parents=True, exist_ok=True)
+        uncompressed = ocp.Context()  # random digits hardly shrink, and the CPU has better things to do
+        uncompressed.array.saving.use_compression = False
+        with _BEGINNING, uncompressed:
+            return ocp.save_checkpointables_async(unfinished, parts, overwrite=True)
+
+    def _save(self, step: int, parts: dict[str, Tree], response: Any, metadata: dict[str, Any]) -> None:
+        """Writes the arrays, if that has not begun; adds what else a checkpoint has, names it, and removes those not kept."""
         unfinished, finished = self._folder / f"{step}.unfinished", self._folder / str(step)
         try:
-            response.result()
+            (response or self._begin(step, parts)).result()
             if jax.process_index() == 0:
                 (unfinished / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
                 _write_sums(unfinished)

@@ -155,7 +155,30 @@ def gather(mesh: Mesh, tree: T) -> T:
 
 def copies(mesh: Mesh, tree: T) -> T:
     """Arrays with a copy on every device, from wherever they live; on all processes at once."""
-    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+
+
+def to_host(tree: T) -> T:
+    """Copies arrays to the memory of the host, once, each device its share; nobody waits, and they may be donated at once.
+
+    The devices copy when the programs before have ended and before those after begin: 16 ms a GB by a PCIe bus of 64 GB/s.
+
+    Raises:
+        JaxRuntimeError: there is no room.
+    """
+
+    def share(a: jax.Array) -> jax.sharding.Sharding:
+        layout = a.sharding
+        if isinstance(layout, NamedSharding) and layout.is_fully_replicated:
+            axis = _largest_axis(a.shape, layout.mesh.size)
+            layout = layout if axis is None else layout.update(spec=PartitionSpec(*[None] * axis, "data"))
+        return layout.with_memory_kind("pinned_host")
+
+    return jax.jit(_same, out_shardings=jax.tree.map(share, tree))(tree)
+
+
+def _same(tree: T) -> T:
+    return tree
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, num_parts: int = 1) -> None:

@@ -73,7 +73,9 @@ def test_a_save_holds_the_state_of_its_moment_whatever_is_donated_meanwhile(tmp_
     with Checkpoints(tmp_path, keep=5) as checkpoints:
         for i in range(1, 4):
             now = step(now)
-            checkpoints.save(i, now, {})
+            copied = checkpoints.copy(i, now)
+            now = step(now)
+            checkpoints.save(i, copied, {})
             for _ in range(20):
                 now = step(now)
             now = sharding.create(lambda i=i: state(float(i)), EVERYWHERE)
@@ -214,6 +216,22 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
         assert checkpoints.failed
     assert "CANNOT SAVE step 1" in said[0]
     assert "there is none before it" in said[0]
+
+
+def test_a_copy_that_has_no_room_is_reported(tmp_path, monkeypatch):
+    def full(tree):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of pinned memory")
+
+    said = []
+    with Checkpoints(tmp_path, keep=1, report=said.append) as checkpoints:
+        checkpoints.save(1, state(1.0), {})
+        with monkeypatch.context() as patched:
+            patched.setattr(sharding, "to_host", full)
+            assert checkpoints.copy(2, state(2.0)) is None
+        assert checkpoints.failed
+        assert said == ["CANNOT SAVE step 2: RESOURCE_EXHAUSTED: out of pinned memory; the one of step 1 is kept"]
+        checkpoints.save(3, checkpoints.copy(3, state(3.0)), {})
+    assert (checkpoints.failed, names(tmp_path)) == (False, ["3"])
 
 
 def test_a_process_ends_at_once_after_a_save_that_failed(tmp_path):

@@ -141,7 +141,13 @@ divided, copied = (sharding.placed(shapes, s) for s in (sharding.divided(mesh, s
 batch = {"image": jax.ShapeDtypeStruct((8, 4, 4, 1), np.uint8, sharding=sharding.over_batch(mesh))}
 compiled = loop.compile_step(step, divided, batch, mesh)
 shapes_gathered = re.findall(r"= f32\\[([\\d,]+)\\]\\S* all-gather", compiled.as_text())
+state = sharding.create(init, sharding.replicated(mesh))
+host = sharding.to_host(state)
+on_host = [(s.data.nbytes, s.data.sharding.memory_kind) for a in jax.tree.leaves(host) for s in a.addressable_shards]
 print(json.dumps({
+    "on_host": sum(size for size, _ in on_host) / sharding.bytes_per_device(state),
+    "kinds": sorted({kind for _, kind in on_host}),
+    "same": jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), host, state)),
     "share": sharding.bytes_per_device(divided) / sharding.bytes_per_device(copied),
     "held": compiled.memory_analysis().argument_size_in_bytes / sharding.bytes_per_device(copied),
     "gathered": sum(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes_gathered),
@@ -155,4 +161,6 @@ def test_sharded_state_takes_an_eighth_and_only_parameters_are_gathered(environm
     found = json.loads(run([sys.executable, "-c", PROGRAM], environment(8)).splitlines()[-1])
     assert found["share"] <= 0.15
     assert found["held"] <= 0.15, "as XLA counts it, with the batch"
+    assert (found["kinds"], found["same"]) == (["pinned_host"], True)
+    assert found["on_host"] < 1.1, "once, not by each device; but for what is small"
     assert 0.8 * found["params"] < found["gathered"] <= found["params"]

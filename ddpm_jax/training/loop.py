@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import math
 import signal
@@ -45,8 +46,9 @@ def train(
 ) -> TrainState:
     """Trains until num_steps, and saves and draws the last state; does nothing where that is reached already.
 
-    The devices are called for one step or for several, until the next multiple of steps_per_call. The metrics of a call are
-    taken when the next one is on its way, so that the devices never wait for it.
+    The devices are called for one step or for several, until the next multiple of steps_per_call. What a call leaves to do, to
+    take its metrics and to save its state, is done when the next one is on its way, so that the devices never wait for it; but
+    they do where it leaves a picture to draw.
 
     Args:
         state: Where to start; its buffers are donated.
@@ -79,40 +81,47 @@ def train(
     ahead, no_data = read()
     if not ahead and no_data is not None:
         raise no_data
-    program = train_step if steps_per_call == 1 else several(train_step)
-    compiled = compile_step(program, state, _put(mesh, ahead, steps_per_call), mesh, record.terminal.say)
+    compiled = compile_step(several(train_step), state, _put(mesh, ahead, steps_per_call), mesh, record.terminal.say)
+
+    def conclude(step: int, num: int, metrics: Any, drawn: TrainState | None, saved: TrainState | None) -> None:
+        """Does what a call of so many steps has left to do."""
+        rows = jax.device_get(metrics)
+        for i in range(num):
+            record.take(step - num + 1 + i, {name: row[i] for name, row in rows.items()})
+        with record.out_of_time():
+            if drawn is not None:  # first: a run killed between the two would not come back to draw
+                _draw(draw, drawn, record.terminal)
+            if saved is not None:
+                saver.save(saved)
+
     record.begin()
     late = None
     for call in itertools.count():
         state, metrics = compiled(state, _put(mesh, ahead, steps_per_call))
         if late is not None:
-            _take(record, *late, steps_per_call)
-        step += len(ahead)
-        late = step, len(ahead), metrics
+            late()
+        step, num = step + len(ahead), len(ahead)
         snapshot(step, state)
         ahead = []
         if step < num_steps and no_data is None:
             with record.waiting_for_data():
                 ahead, no_data = read()
         ending = not ahead or preemption.reached(call)
-        drawing, saving = step % draw_every == 0 or step == num_steps, ending or saver.is_due(step)
-        if drawing or saving:
-            _take(record, *late, steps_per_call)
+        drawn = state if step % draw_every == 0 or step == num_steps else None
+        saved = state if ending else saver.copy(step, state) if saver.is_due(step) else None
+        late = functools.partial(conclude, step, num, metrics, drawn, saved)
+        if ending or drawn is not None:
+            late()
             late = None
-            with record.out_of_time():
-                if drawing:  # first: a run killed between the two would not come back to draw
-                    _draw(draw, state, record.terminal)
-                if saving:
-                    saver.save(state)
         if ending:
             break
-    saved = saver.finish(state)
-    how = f"step {step} is {'saved' if saved else 'NOT SAVED'}; the same command again goes on"
+    is_saved = saver.finish(state)
+    how = f"step {step} is {'saved' if is_saved else 'NOT SAVED'}; the same command again goes on"
     if no_data is not None:
         raise Ended(f"{no_data}; {how}", no_data.code)
     if step < num_steps and preemption.number is not None:
         raise Ended(f"ended by {signal.Signals(preemption.number).name}; {how}", 128 + preemption.number)
-    if not saved:
+    if not is_saved:
         raise Ended(how, 1)
     return state
 
@@ -150,19 +159,10 @@ def _read(batches: Iterator[HostBatch], step: int, num: int) -> tuple[list[HostB
 
 
 def _put(mesh: Mesh, ahead: list[HostBatch], steps_per_call: int) -> Any:
-    """What a call takes: a batch; or, of several steps, the batches in a row, the last again in places left, and how many."""
-    if steps_per_call == 1:
-        return sharding.put_batch(mesh, ahead[0])
+    """What a call takes: the batches in a row, the last again in places left, and how many they are."""
     filled = ahead + ahead[-1:] * (steps_per_call - len(ahead))
     rows = {name: np.stack([batch[name] for batch in filled]) for name in ahead[0]}
     return sharding.put_batch(mesh, rows, axis=1), sharding.put_number(mesh, len(ahead))
-
-
-def _take(record: Record, step: int, num: int, metrics: dict[str, jax.Array], steps_per_call: int) -> None:
-    """Gives the record the metrics of the steps of a call, the last of which is `step`."""
-    arrays = jax.device_get(metrics)
-    for i in range(num):
-        record.take(step - num + 1 + i, arrays if steps_per_call == 1 else {name: a[i] for name, a in arrays.items()})
 
 
 def compile_step(

@@ -37,12 +37,22 @@ class Saver:
         again = self._checkpoints.failed and self._alone
         return step % self._every == 0 or (again and step - self._tried >= self._every // 10)
 
+    def copy(self, step: int, state: TrainState) -> TrainState | None:
+        """A copy to give to `save`, of a state that will be donated; None where that fails, which is reported."""
+        self._tried = step
+        return self._checkpoints.copy(step, state)
+
     def save(self, state: TrainState) -> None:
-        """Begins to save; a failure is reported, then or later, and training may go on."""
+        """Begins to save; a failure is reported, then or later, and training may go on.
+
+        Args:
+            state: Which is not donated; else a `copy`.
+        """
         step = self._tried = int(state.step)
         try:
             self._record.flush()
         except OSError as error:
+            self._checkpoints.wait()
             self._checkpoints.fail(step, error)
             if self._alone:
                 return

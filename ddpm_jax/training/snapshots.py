@@ -37,7 +37,9 @@ class Snapshots(Checkpoints):
     def take(self, step: int, state: TrainState) -> None:
         """Saves those of the state after a step, where it is their turn; a save that fails leaves one out."""
         if self._names and self._thinned([step]):
-            self.save(step, {f"ema_{name}": state.ema[name] for name in self._names}, {})
+            parts = self.copy(step, {f"ema_{name}": state.ema[name] for name in self._names})
+            if parts is not None:
+                self.save(step, parts, {})
 
 
 def reconstruct(

@@ -126,20 +126,24 @@ def several(train_step: TrainStep) -> TrainStep:
 
     Returns:
         (state, (batches [K, B, ...], how many of them to take)) -> (state, metrics [K, ...], zero where none was taken). The
-        number is not part of the program, so that the same program runs whatever steps a run is broken off at.
+        number is not part of the program, so that the same program runs whatever steps a run is broken off at. For K = 1, a
+        step, there is no loop.
     """
     once: TrainStep = jax.jit(train_step, inline=True)  # so that it is traced once
 
     def steps(state: TrainState, ahead: tuple[Batch, jax.Array]) -> tuple[TrainState, Any]:
         batches, num = ahead
+        (most,), first = {len(a) for a in batches.values()}, {name: a[0] for name, a in batches.items()}
+        if most == 1:
+            state, metrics = once(state, first)
+            return state, jax.tree.map(lambda a: a[None], metrics)
 
         def step(i: Any, before: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
             state, rows = before
             state, metrics = once(state, {name: a[i] for name, a in batches.items()})
             return state, jax.tree.map(lambda row, a: row.at[i].set(a), rows, metrics)
 
-        _, metrics = jax.eval_shape(once, state, {name: a[0] for name, a in batches.items()})
-        (most,) = {len(a) for a in batches.values()}
+        _, metrics = jax.eval_shape(once, state, first)
         rows = jax.tree.map(lambda a: jnp.zeros((most, *a.shape), a.dtype), metrics)
         return jax.lax.fori_loop(0, num, step, (state, rows))
 

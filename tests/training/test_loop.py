@@ -37,13 +37,16 @@ class Recorder:
 
 
 class Saves:
-    """Stands in for a Saver: remembers what was saved when."""
+    """Stands in for a Saver: remembers what was saved when; without room, there are no copies."""
 
-    def __init__(self, record, every, works=True):
-        self.record, self.every, self.works, self.sums = record, every, works, {}
+    def __init__(self, record, every, works=True, room=True):
+        self.record, self.every, self.works, self.room, self.sums = record, every, works, room, {}
 
     def is_due(self, step):
         return step % self.every == 0
+
+    def copy(self, step, state):
+        return sharding.to_host(state) if self.room else None
 
     def save(self, state):
         self.sums[int(state.step)] = json.loads(json.dumps(self.record.sums()))
@@ -67,8 +70,9 @@ def counting_step(state, batch):
 
 
 def run(
-    start=0, num_steps=10, broken_steps=(), sums=None, ends=None, batches=None, works=True, draw=None, steps_per_call=1, **every
-):
+    start=0, num_steps=10, broken_steps=(), sums=None, ends=None, batches=None, works=True, room=True, draw=None,
+    steps_per_call=1, **every,
+):  # fmt: skip
     def make():
         none = jnp.zeros((), jnp.int32)
         return TrainState(jnp.int32(start), jnp.zeros(3), jnp.zeros(2), {"decay": jnp.ones(1)}, Skipped(none, none))
@@ -78,7 +82,7 @@ def run(
     recorder, drawn = Recorder(), []
     every = {"save": 4, "draw": 6, "log": 5} | every
     record = Record(recorder, [recorder], every["log"], num_steps, 4, sums)
-    saves, preemption = Saves(record, every["save"], works), Preemption()
+    saves, preemption = Saves(record, every["save"], works, room), Preemption()
 
     class Data:
         """Has the signal come while a step is under way."""
@@ -105,6 +109,29 @@ def test_saves_and_draws_when_due_and_at_the_end():
     last, recorder, saves, drawn = run()
     assert (int(last.step), list(saves.sums), drawn) == (10, [4, 8, 10], [6, 10])
     assert recorder.advanced == 10
+
+
+def test_a_state_is_saved_when_the_next_call_is_on_its_way(monkeypatch):
+    """And drawn before, for then it is donated; where a copy has no room, training goes on, and the last state is saved."""
+    events, compile_step, save = [], loop.compile_step, Saves.save
+
+    def watched(*args):
+        compiled = compile_step(*args)
+
+        def call(state, batch):
+            events.append(f"call {int(state.step) + 1}")
+            return compiled(state, batch)
+
+        return call
+
+    monkeypatch.setattr(loop, "compile_step", watched)
+    monkeypatch.setattr(Saves, "save", lambda self, state: events.append(f"save {int(state.step)}") or save(self, state))
+    run(num_steps=9, save=3, draw=lambda state: events.append(f"draw {int(state.step)}"))
+    calls = [f"call {step}" for step in range(1, 10)]
+    assert events == [*calls[:4], "save 3", *calls[4:6], "draw 6", "save 6", *calls[6:], "draw 9", "save 9"]
+    events.clear()
+    last, *_ = run(num_steps=5, save=3, room=False)
+    assert (int(last.step), events) == (5, [*calls[:5], "save 5"])
 
 
 def test_lines_are_means_whatever_is_saved_between():

@@ -190,6 +190,10 @@ def test_several_steps_are_single_ones_and_however_they_are_parted_the_same_bits
         singly, of_one = one(singly, {"image": rows["image"][i]})
         chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], metrics), of_one, rtol=1e-5)
     chex.assert_trees_all_close(state, singly, rtol=1e-4, atol=1e-6)
+    alone, metrics = five(new_state(), ({"image": rows["image"][:1]}, 1))
+    expected, of_one = one(new_state(), {"image": rows["image"][0]})
+    chex.assert_trees_all_close(jax.tree.map(lambda a: a[0], metrics), of_one, rtol=1e-5)
+    chex.assert_trees_all_close(alone, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_losses_by_quarters_of_the_times():
