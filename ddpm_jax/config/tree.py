@@ -159,8 +159,8 @@ class Train:
     accumulate: int = 1
     """Parts of a batch that go through the network one after another, to need less memory; the result is the same."""
     steps_per_call: int | None = None
-    """Steps that the devices take at one call by the host; divides --train.log_every and all others that say what is done every
-    so many steps. By default 1 on CPU, where more are slow, and elsewhere as many as fit, up to 10."""
+    """Steps that the devices take at one call by the host, fewer if that takes over two seconds; divides --train.log_every and
+    all others that say what is done every so many steps. By default 1 on CPU, where more are slow, elsewhere up to 10."""
     label_dropout: float = 0.1
     """Share of images whose class is withheld, so that samples can be guided."""
     seed: int = 0

@@ -28,6 +28,9 @@ from ddpm_jax.writers import Terminal
 
 HostBatch = dict[str, np.ndarray]
 
+PATIENCE = 2.0
+"""Seconds of steps at a call: a signal is answered after the call under way and the one that waits behind it."""
+
 
 def train(
     state: TrainState,
@@ -46,9 +49,9 @@ def train(
 ) -> TrainState:
     """Trains until num_steps, and saves and draws the last state; does nothing where that is reached already.
 
-    The devices are called for one step or for several, until the next multiple of steps_per_call. What a call leaves to do, to
-    take its metrics and to save its state, is done when the next one is on its way, so that the devices never wait for it; but
-    they do where it leaves a picture to draw.
+    The devices are called for one step or for several: until the next multiple of steps_per_call or, as each line tells how
+    long a step takes, for `PATIENCE` seconds. What a call leaves to do, to take its metrics and to save its state, is done when
+    the next one is on its way, so that the devices never wait for it; but they do where it leaves a picture to draw.
 
     Args:
         state: Where to start; its buffers are donated.
@@ -75,8 +78,10 @@ def train(
     if step >= num_steps:
         return state
 
+    most, lines = steps_per_call, 0
+
     def read() -> tuple[list[HostBatch], Ended | None]:
-        return _read(batches, step, min(num_steps, (step // steps_per_call + 1) * steps_per_call) - step)
+        return _read(batches, step, min(num_steps, (step // steps_per_call + 1) * steps_per_call, step + most) - step)
 
     ahead, no_data = read()
     if not ahead and no_data is not None:
@@ -100,6 +105,8 @@ def train(
         state, metrics = compiled(state, _put(mesh, ahead, steps_per_call))
         if late is not None:
             late()
+        if steps_per_call > 1 and record.num_lines > lines:
+            lines, most = record.num_lines, distributed.of_first(lambda: _fitting(steps_per_call, record.seconds))
         step, num = step + len(ahead), len(ahead)
         snapshot(step, state)
         ahead = []
@@ -134,6 +141,11 @@ def default_steps_per_call(everies: Collection[int]) -> int:
     """
     most = 1 if jax.default_backend() == "cpu" else 10
     return max(n for n in range(1, most + 1) if math.gcd(*everies) % n == 0)
+
+
+def _fitting(steps_per_call: int, seconds: float) -> int:
+    """The largest divisor of so many steps that takes `PATIENCE` at most."""
+    return max(n for n in range(1, steps_per_call + 1) if steps_per_call % n == 0 and (n == 1 or n * seconds <= PATIENCE))
 
 
 def _draw(draw: Callable[[TrainState], None], state: TrainState, terminal: Terminal) -> None:

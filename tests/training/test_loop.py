@@ -169,6 +169,22 @@ def test_several_steps_a_call_do_what_single_ones_do(start):
     assert [line for line in told_by_two.said if "step 6 is skipped" in line]
 
 
+def test_a_call_takes_no_longer_than_a_signal_may_wait(monkeypatch):
+    """Once a line has told that a step takes too long for more than one."""
+    assert [loop._fitting(10, seconds) for seconds in (0.017, 0.2, 0.21, 0.4, 0.5, 1.1, 60)] == [10, 10, 5, 5, 2, 1, 1]
+    nums, read = [], loop._read
+    monkeypatch.setattr(loop, "_read", lambda batches, step, num: nums.append(num) or read(batches, step, num))
+    every = {"log": 4, "num_steps": 12, "steps_per_call": 2}
+    _, quick, *_ = run(**every)
+    assert nums == [2] * 6
+    nums.clear()
+    monkeypatch.setattr(loop, "PATIENCE", 0.0)
+    _, slow, *_ = run(**every)
+    assert nums == [2] * 3 + [1] * 6, "the third was on its way"
+    means = [{step: figures["loss"] for step, figures in recorder.written.items()} for recorder in (quick, slow)]
+    assert means[0] == means[1]
+
+
 def test_steps_a_call_are_one_on_cpu_and_elsewhere_as_many_as_fit(monkeypatch):
     assert loop.default_steps_per_call([100, 500]) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
