@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     from ddpm_jax.training.record import Record
     from ddpm_jax.training.saver import Saver
     from ddpm_jax.training.snapshots import Snapshots
-    from ddpm_jax.training.state import TrainState, init_state, num_params
+    from ddpm_jax.training.state import TrainState, begin, init_state, num_params
     from ddpm_jax.training.step import make_train_step
 
     with blame("--devices"):
@@ -87,7 +87,12 @@ def main(argv: Sequence[str]) -> None:
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, terminal.say)
         )
         parts, begun = restore(checkpoints, config, image_shape, sharding.placed(shapes, layout).parts())
-        state = sharding.create(init, layout) if parts is None else TrainState.of(parts)
+        if parts is None:
+            state = sharding.create(init, layout)
+        elif parts.keys() == {"params"}:
+            state = sharding.create(lambda params: begin(params, optimizer, averages, history), layout, parts["params"])
+        else:
+            state = TrainState.of(parts)
         start = int(state.step)
 
         # What is written down.

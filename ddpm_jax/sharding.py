@@ -215,10 +215,10 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], axis: int = 0) -> dict[s
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
-def create(init: Callable[[], T], sharding: Any) -> T:
+def create(init: Callable[..., T], sharding: Any, *args: Any) -> T:
     """Calls init, compiled, its arrays born where they live: none is an alias of another that donation would delete."""
-    compiled = jax.jit(init, out_shardings=sharding).lower().compile({"xla_backend_optimization_level": "0"})
-    return compiled()  # it runs once, so that compiling is what counts: 2 s instead of 6 s for the digits
+    compiled = jax.jit(init, out_shardings=sharding).lower(*args).compile({"xla_backend_optimization_level": "0"})
+    return compiled(*args)  # it runs once, so that compiling is what counts: 2 s instead of 6 s for the digits
 
 
 def abstract(init: Callable[[], T], sharding: Any) -> T:

@@ -91,7 +91,7 @@ def restore(
         parts: For each part its shapes, dtypes and shardings.
 
     Returns:
-        The parts, None before the first checkpoint, and what was said beside them.
+        The parts, None before the first checkpoint, of imported weights the parameters alone; and what was said beside them.
 
     Raises:
         UsageError: it was begun with another config or other images, or cannot be read.
@@ -108,4 +108,5 @@ def restore(
             raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {tuple(image_shape)}")
         if begun.get("version", __version__) != __version__:
             print(f"changed since the last start: ddpm_jax {begun['version']} -> {__version__}")
-        return checkpoints.load(latest, parts), begun
+        is_imported = begun["config"]["data"]["source"] is None  # how it is trained is open until it is
+        return checkpoints.load(latest, {"params": parts["params"]} if is_imported else parts), begun
