@@ -101,13 +101,14 @@ def test_training_finds_a_whole_state_of_step_0(imported):
 def test_training_goes_on_from_the_weights_with_other_averages_and_another_optimizer(imported, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "data.npz", image=image)
-    options = "--train.batch_size 4 --train.sample_every 9 --sample.num 1 --sample.steps 1 --optimizer.learning_rate 1e-9".split()
+    data = ["--data.source", "npz", "--data.path", "data.npz", "--train.batch_size", "4", "--optimizer.learning_rate", "1e-9"]
+    pictures = ["--train.sample_every", "9", "--sample.num", "1", "--sample.steps", "1"]
     other = ["--ema.half_life", "100", "--optimizer.clip_norm", "2", "--loss.times", "importance"]
-    command = [ROOT / "train.py", "--config", imported / "config.json", "--data.source", "npz", "--data.path", "data.npz", *options]
-    trained = run(*command, *other, "--train.num_steps", 1, cwd=tmp_path)
+    command = [ROOT / "train.py", "--config", imported / "config.json", *data, *pictures, *other]
+    trained = run(*command, "--train.num_steps", 1, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "from step 0 to 1" in trained.stdout
-    trained = run(*command, *other, "--train.num_steps", 2, cwd=tmp_path)
+    trained = run(*command, "--train.num_steps", 2, cwd=tmp_path)
     assert "from step 1 to 2" in trained.stdout, trained.stderr
     kept = diffusers.load(FIXTURES / "plain").params
     script.main(["export", str(tmp_path / "out"), "--workdir", str(imported)])
