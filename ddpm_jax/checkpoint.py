@@ -108,6 +108,10 @@ class Checkpoints:
             raise ValueError(f"expected a checkpoint in {self._folder}, all are damaged: {each}")
         return None
 
+    def pass_over(self, after: int) -> None:
+        """Takes those after a step for damaged: for a process that was told the `latest` by another, which has looked."""
+        self._damaged |= {step: "as another process found" for step in self.steps if step > after}
+
     def find(self, which: int | str) -> int:
         """The step of one that was asked for: this step itself, or "best", that of the smallest loss it was saved with.
 

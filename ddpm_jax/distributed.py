@@ -76,9 +76,26 @@ def wait(what: str) -> None:
 
 
 def of_first(find: Callable[[], int]) -> int:
-    """What process 0 finds, on all of them, none of which looks itself; all come here."""
-    found = find() if jax.process_index() == 0 else 0
-    return int(multihost_utils.broadcast_one_to_all(np.int64(found))) if jax.process_count() > 1 else found
+    """What process 0 finds, an int32, on all of them, none of which looks itself; all come here, their devices idle.
+
+    Raises:
+        Exception: what find raises, on process 0; ValueError on the others.
+    """
+    if jax.process_count() == 1:
+        return find()
+    nothing = np.iinfo(np.int32).min
+    found, error = np.int32(nothing), None
+    if jax.process_index() == 0:
+        try:
+            found = np.int32(find())
+        except Exception as raised:  # to be raised once the others know
+            error = raised
+    found = multihost_utils.broadcast_one_to_all(found)
+    if error is not None:
+        raise error
+    if found == nothing:
+        raise ValueError("process 0 says why")
+    return int(found)
 
 
 def _check(coordinator: str, num_processes: int | None, process_id: int | None, cluster: bool) -> None:

@@ -102,6 +102,7 @@ def restore(
         latest = distributed.of_first(lambda: -1 if checkpoints.latest is None else checkpoints.latest)
         if latest < 0:
             return None, {}
+        checkpoints.pass_over(after=latest)
         begun = checkpoints.metadata(latest)
         refuse_changes(from_dict(begun["config"]), config)
         if begun["image_shape"] != list(image_shape):

@@ -45,6 +45,10 @@ def test_what_the_first_finds_is_what_all_have():
         from ddpm_jax import distributed
         number = int(sys.argv[2])
         distributed.join(sys.argv[1], 2, number, cluster=False, timeout=60)
+        try:
+            distributed.of_first(lambda: 1 // number)
+        except (ZeroDivisionError, ValueError) as error:
+            print(error, file=sys.stderr)
         print(distributed.of_first(lambda: [1230, 1 // (1 - number)][number]), file=sys.stderr)
     """
     with socket.socket() as found:
@@ -53,7 +57,8 @@ def test_what_the_first_finds_is_what_all_have():
     run = functools.partial(subprocess.Popen, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, text=True)
     both = [run([sys.executable, "-c", code, address, str(number)]) for number in range(2)]
     try:
-        assert [process.communicate(timeout=60)[1].splitlines()[-1] for process in both] == ["1230", "1230"]
+        said = [process.communicate(timeout=60)[1].splitlines()[-2:] for process in both]
+        assert said == [["integer division or modulo by zero", "1230"], ["process 0 says why", "1230"]]
     finally:
         for process in both:
             process.kill()
