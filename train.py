@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
         )
         data = stack.enter_context(contextlib.closing(pipeline.iterate(batches, start)))
         loop.train(
-            state, train_step, data, mesh, config.train.num_steps, record=record, saver=saver, snapshot=snapshots.take,
+            state, train_step, data, mesh, config.train.num_steps, record=record, saver=saver, snapshots=snapshots,
             draw=draw_grid, draw_every=config.train.sample_every, preemption=stack.enter_context(Preemption()),
             steps_per_call=steps_per_call,
         )  # fmt: skip

@@ -66,13 +66,16 @@ def main(batch_size: int, steps: int, saves: int, dtype: Any, steps_per_call: in
         return state, time.perf_counter() - began, blocked, num
 
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.copy(0, state.parts())  # which compiles it, as train.py does before the first step
         state, *_ = train(state, lambda num: num < 2 * steps_per_call)
         for _ in range(saves):
-            state, alone, _, num = train(state, lambda num: num < steps)
-            usual, number = alone / num, int(state.step) + steps_per_call
+            state, before, *_ = train(state, lambda num: num < steps)
+            number = int(state.step) + steps_per_call
             expected = jax.device_get(compiled(jax.tree.map(jnp.copy, state), batch)[0].parts())
             committed = pathlib.Path(folder) / str(number)
             state, seconds, blocked, num = train(state, lambda num: not committed.exists(), number)  # noqa: B023
+            state, after, _, taken = train(state, lambda num: num < steps)
+            usual = (before + after) / (2 * taken)  # before and after, for a device changes its speed as it gets warm
             lost, until = seconds - usual * num, max(num - 2 * steps_per_call, steps_per_call)  # one before, one begun ahead
             checkpoints.wait()
             shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), expected)

@@ -17,23 +17,20 @@ import os
 import pathlib
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from ddpm_jax import sharding
+from ddpm_jax import array_files
+from ddpm_jax.aside import Aside, make_set_aside
 
 Tree = Any
 T = TypeVar("T")
 
 SUMS = "SHA256SUMS"
 METADATA = "metadata.json"
-
-_BEGINNING = threading.Lock()
-"""For the part of Orbax that counts its saves."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +65,8 @@ class Checkpoints:
         self._whole: set[int] = set()
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._under_way: concurrent.futures.Future[None] | None = None
+        self._apart: array_files.Apart | None = array_files.Apart()
+        self._set_aside: Callable[[Tree], Aside] | None = None
         if keep is not None:
             self._remove_unfinished()
 
@@ -77,6 +76,8 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         self.wait()
         self._background.shutdown()
+        if self._apart is not None:
+            self._apart.close()
 
     @property
     def steps(self) -> list[int]:
@@ -126,7 +127,7 @@ class Checkpoints:
             raise ValueError(f"checkpoint: expected one that is as it was written, in {self._folder / str(step)} {damage}")
         return int(step)
 
-    def save(self, step: int, parts: dict[str, Tree], metadata: dict[str, Any], loss: float = 0.0) -> None:
+    def save(self, step: int, parts: dict[str, Tree] | Aside, metadata: dict[str, Any], loss: float = 0.0) -> None:
         """Saves in the background; waits only for a save that is still under way.
 
         A save that fails is reported, and `failed` then; the checkpoints before it are kept.
@@ -140,25 +141,28 @@ class Checkpoints:
         self.wait()
         if step in self.steps:
             return
-        response = None
+        begun = None
         if jax.process_count() > 1:  # they begin together, in the order of what else they do together
             try:
-                response = self._begin(step, parts)
+                begun = array_files.begin(self._unfinished(step), _tree(parts))
             except Exception as error:  # of a wide choice, as below
                 self.fail(step, error)
                 return
-        self._under_way = self._background.submit(self._save, step, parts, response, {"loss": loss} | metadata)
+        self._under_way = self._background.submit(self._save, step, parts, begun, {"loss": loss} | metadata)
 
-    def copy(self, step: int, parts: T) -> T | None:
+    def copy(self, step: int, parts: dict[str, Tree]) -> Aside | None:
         """Copies arrays for a `save` to come, so that they may be donated; waits only for a save that is still under way.
+
+        All that are copied have the shapes, dtypes and shardings of the first.
 
         Returns:
             The copy, or None where it failed, which is reported.
         """
         self.wait()
         try:
-            return sharding.to_host(parts)
-        except jax.errors.JaxRuntimeError as error:
+            self._set_aside = self._set_aside or make_set_aside(parts, stacked=_is_written_apart())
+            return self._set_aside(parts)
+        except Exception as error:  # JAX's, or where it is called again, XLA's own
             self.fail(step, error)
             return None
 
@@ -168,22 +172,27 @@ class Checkpoints:
             self._under_way.result()
         self._under_way = None
 
-    def _begin(self, step: int, parts: dict[str, Tree]) -> Any:
-        """Begins to write the arrays; returns what can be waited for."""
-        jax.block_until_ready(parts)  # so that Orbax, busy with Python, begins when the loop no longer is
-        unfinished = self._folder / f"{step}.unfinished"
-        if jax.process_count() == 1:  # where that fails, Orbax's threads would wait five minutes for it
-            unfinished.mkdir(parents=True, exist_ok=True)
-        uncompressed = ocp.Context()  # random digits hardly shrink, and the CPU has better things to do
-        uncompressed.array.saving.use_compression = False
-        with _BEGINNING, uncompressed:
-            return ocp.save_checkpointables_async(unfinished, parts, overwrite=True)
+    def _unfinished(self, step: int) -> pathlib.Path:
+        return self._folder / f"{step}.unfinished"
 
-    def _save(self, step: int, parts: dict[str, Tree], response: Any, metadata: dict[str, Any]) -> None:
-        """Writes the arrays, if that has not begun; adds what else a checkpoint has, names it, and removes those not kept."""
-        unfinished, finished = self._folder / f"{step}.unfinished", self._folder / str(step)
+    def _write(self, folder: pathlib.Path, parts: dict[str, Tree] | Aside) -> None:
+        """Writes arrays: copies of what training goes on with by a process apart, as long as that does not end by itself."""
+        jax.block_until_ready(parts.arrays if isinstance(parts, Aside) else parts)  # what follows keeps Python from the loop
+        folder.mkdir(parents=True, exist_ok=True)  # where that fails, Orbax's threads would wait five minutes for it
+        if not (isinstance(parts, Aside) and _is_written_apart() and self._apart is not None):
+            array_files.begin(folder, _tree(parts)).result()
+            return
         try:
-            (response or self._begin(step, parts)).result()
+            self._apart.write(folder, parts)
+        except array_files.Lost:
+            self._apart = None
+            raise
+
+    def _save(self, step: int, parts: dict[str, Tree] | Aside, begun: Any, metadata: dict[str, Any]) -> None:
+        """Writes the arrays, or waits for what was begun; adds what else there is, names it, and removes those not kept."""
+        unfinished, finished = self._unfinished(step), self._folder / str(step)
+        try:
+            self._write(unfinished, parts) if begun is None else begun.result()
             if jax.process_index() == 0:
                 (unfinished / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
                 _write_sums(unfinished)
@@ -277,6 +286,16 @@ class Checkpoints:
 
     def _cannot_read(self, step: int, error: Exception) -> ValueError:
         return ValueError(f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {_one_line(error)}")
+
+
+def _is_written_apart() -> bool:
+    """Whether a copy is: not on CPU, whose steps take longer, nor by several processes, which save together."""
+    return jax.default_backend() != "cpu" and jax.process_count() == 1
+
+
+def _tree(parts: dict[str, Tree] | Aside) -> dict[str, Tree]:
+    tree: dict[str, Tree] = parts.tree() if isinstance(parts, Aside) else parts
+    return tree
 
 
 def _one_line(error: Exception) -> str:

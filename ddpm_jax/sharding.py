@@ -121,7 +121,7 @@ def divided(mesh: Mesh, tree: Any, axes: Sequence[tuple[str, int | None]] = ()) 
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         asked = [(pattern, axis) for pattern, axis in axes if re.search(pattern, name)]
         found.update(pattern for pattern, _ in asked[:1])
-        axis = asked[0][1] if asked else _largest_axis(a.shape, mesh.size)
+        axis = asked[0][1] if asked else largest_axis(a.shape, mesh.size)
         if axis is None:
             return replicated(mesh)
         if not 0 <= axis < len(a.shape) or a.shape[axis] % mesh.size:
@@ -138,7 +138,8 @@ def divided(mesh: Mesh, tree: Any, axes: Sequence[tuple[str, int | None]] = ()) 
     return shardings
 
 
-def _largest_axis(shape: Sequence[int], num_devices: int) -> int | None:
+def largest_axis(shape: Sequence[int], num_devices: int) -> int | None:
+    """The largest axis that so many devices divide, of what is large enough to divide; None where there is none."""
     sizes = {axis: size for axis, size in enumerate(shape) if size % num_devices == 0}
     return max(sizes, key=lambda axis: sizes[axis]) if sizes and math.prod(shape) >= LARGE else None
 
@@ -155,30 +156,7 @@ def gather(mesh: Mesh, tree: T) -> T:
 
 def copies(mesh: Mesh, tree: T) -> T:
     """Arrays with a copy on every device, from wherever they live; on all processes at once."""
-    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
-
-
-def to_host(tree: T) -> T:
-    """Copies arrays to the memory of the host, once, each device its share; nobody waits, and they may be donated at once.
-
-    The devices copy when the programs before have ended and before those after begin: 16 ms a GB by a PCIe bus of 64 GB/s.
-
-    Raises:
-        JaxRuntimeError: there is no room.
-    """
-
-    def share(a: jax.Array) -> jax.sharding.Sharding:
-        layout = a.sharding
-        if isinstance(layout, NamedSharding) and layout.is_fully_replicated:
-            axis = _largest_axis(a.shape, layout.mesh.size)
-            layout = layout if axis is None else layout.update(spec=PartitionSpec(*[None] * axis, "data"))
-        return layout.with_memory_kind("pinned_host")
-
-    return jax.jit(_same, out_shardings=jax.tree.map(share, tree))(tree)
-
-
-def _same(tree: T) -> T:
-    return tree
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, num_parts: int = 1) -> None:

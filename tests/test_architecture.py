@@ -19,6 +19,8 @@ LAYERS = [
     {"losses", "guidance", "samplers"},
     {"experiments"},
     {"cli", "sharding"},
+    {"aside"},
+    {"array_files"},
     {"clipping", "distributed", "networks", "config", "checkpoint", "preemption", "writers", "images"},
     {"data", "interop", "workdir", "gallery"},
     {"factory"},

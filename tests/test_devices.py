@@ -115,6 +115,34 @@ def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path)
     assert losses(workdir) == pytest.approx(means, rel=1e-5)
 
 
+def test_two_processes_go_on_from_before_a_damaged_checkpoint_and_pass_its_step(one, environment, tmp_path):
+    """Only the first has looked; the other saves all the same, or they would wait for each other."""
+    workdir = tmp_path / "run"
+    shutil.copytree(one, workdir)
+    damaged = workdir / "checkpoints" / "20" / "metadata.json"
+    damaged.write_text(damaged.read_text() + " ")
+    with two_processes(workdir, environment, until=32) as processes:
+        processes[0].send_signal(signal.SIGTERM)
+        out, _ = processes[0].communicate(timeout=120)
+    assert "metadata.json is not as it was written: step 10 is taken instead of 20" in out
+    assert "CANNOT SAVE" not in out
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"10", "20", "20.damaged", "30"}
+
+
+def test_two_processes_with_nothing_but_damaged_checkpoints_both_say_so(one, environment, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(one, workdir)
+    for path in (workdir / "checkpoints").glob("*/metadata.json"):
+        path.unlink()
+    address = ["--devices.coordinator", f"127.0.0.1:{free_port()}", "--devices.num_processes", "2", "--devices.process_id"]
+    options = {"env": environment(4), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command(workdir, 30, *BY_FIVES, *address, str(i)), **options) for i in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], said
+    assert "all are damaged: 10: metadata.json is missing; 20: metadata.json is missing" in said[0]
+    assert "error: --workdir: process 0 says why" in said[1]
+
+
 def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -124,6 +152,7 @@ def free_port():
 PROGRAM = """
 import functools, json, re, jax, jax.numpy as jnp, numpy as np, optax
 from ddpm_jax import ema, losses, schedules, sharding, timesteps
+from ddpm_jax.aside import make_set_aside
 from ddpm_jax.networks import UNet
 from ddpm_jax.training import loop
 from ddpm_jax.training.state import init_state
@@ -141,13 +170,12 @@ divided, copied = (sharding.placed(shapes, s) for s in (sharding.divided(mesh, s
 batch = {"image": jax.ShapeDtypeStruct((8, 4, 4, 1), np.uint8, sharding=sharding.over_batch(mesh))}
 compiled = loop.compile_step(step, divided, batch, mesh)
 shapes_gathered = re.findall(r"= f32\\[([\\d,]+)\\]\\S* all-gather", compiled.as_text())
-state = sharding.create(init, sharding.replicated(mesh))
-host = sharding.to_host(state)
-on_host = [(s.data.nbytes, s.data.sharding.memory_kind) for a in jax.tree.leaves(host) for s in a.addressable_shards]
+state, spread = (sharding.create(init, s) for s in (sharding.replicated(mesh), sharding.divided(mesh, shapes)))
+copies = [make_set_aside(tree, stacked)(tree) for tree in (state, spread) for stacked in (True, False)]
+shares = [sum(shard.data.nbytes for a in copy.arrays for shard in a.addressable_shards) for copy in copies]
 print(json.dumps({
-    "on_host": sum(size for size, _ in on_host) / sharding.bytes_per_device(state),
-    "kinds": sorted({kind for _, kind in on_host}),
-    "same": jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), host, state)),
+    "aside": [share / sharding.bytes_per_device(state) for share in shares],
+    "same": [jax.tree.all(jax.tree.map(np.array_equal, copy.tree(), jax.device_get(state))) for copy in copies],
     "share": sharding.bytes_per_device(divided) / sharding.bytes_per_device(copied),
     "held": compiled.memory_analysis().argument_size_in_bytes / sharding.bytes_per_device(copied),
     "gathered": sum(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes_gathered),
@@ -161,6 +189,6 @@ def test_sharded_state_takes_an_eighth_and_only_parameters_are_gathered(environm
     found = json.loads(run([sys.executable, "-c", PROGRAM], environment(8)).splitlines()[-1])
     assert found["share"] <= 0.15
     assert found["held"] <= 0.15, "as XLA counts it, with the batch"
-    assert (found["kinds"], found["same"]) == (["pinned_host"], True)
-    assert found["on_host"] < 1.1, "once, not by each device; but for what is small"
+    assert found["same"] == [True] * 4
+    assert all(share < 1.1 for share in found["aside"]), "once, not by each device; but for what is small"
     assert 0.8 * found["params"] < found["gathered"] <= found["params"]

@@ -3,7 +3,6 @@ import re
 import subprocess
 import sys
 
-import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -102,20 +101,6 @@ def test_cores_become_devices_as_far_as_they_divide_a_batch_unless_the_user_chos
     """
     printed = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
     assert list(map(int, printed.stdout.split())) == devices, printed.stderr
-
-
-def test_a_copy_on_the_host_outlives_what_it_is_a_copy_of():
-    tree = {"a": jnp.arange(6000.0).reshape(3, 2000), "b": jnp.int32(7), "c": [jnp.ones(5, jnp.bfloat16)]}
-    expected = jax.device_get(tree)
-    placed = sharding.create(lambda: jax.tree.map(jnp.copy, tree), sharding.replicated(sharding.make_mesh()))
-    add = jax.jit(lambda tree: jax.tree.map(lambda a: a + 1, tree), donate_argnums=0)
-    copies = []
-    for _ in range(3):
-        copies.append(sharding.to_host(placed))
-        placed = add(placed)
-    for number, copy in enumerate(copies):
-        assert {a.sharding.memory_kind for a in jax.tree.leaves(copy)} == {"pinned_host"}
-        chex.assert_trees_all_equal(jax.device_get(copy), jax.tree.map(lambda a, n=number: a + a.dtype.type(n), expected))
 
 
 def test_a_program_is_compiled_once_and_says_how_long_that_took():

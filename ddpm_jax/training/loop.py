@@ -22,6 +22,7 @@ from ddpm_jax.preemption import Preemption
 from ddpm_jax.training import footprint
 from ddpm_jax.training.record import Record
 from ddpm_jax.training.saver import Saver
+from ddpm_jax.training.snapshots import Snapshots
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import TrainStep, several
 from ddpm_jax.writers import Terminal
@@ -41,7 +42,7 @@ def train(
     *,
     record: Record,
     saver: Saver,
-    snapshot: Callable[[int, TrainState], None],
+    snapshots: Snapshots,
     draw: Callable[[TrainState], None],
     draw_every: int,
     preemption: Preemption,
@@ -49,9 +50,9 @@ def train(
 ) -> TrainState:
     """Trains until num_steps, and saves and draws the last state; does nothing where that is reached already.
 
-    The devices are called for one step or for several: until the next multiple of steps_per_call or, as each line tells how
-    long a step takes, for `PATIENCE` seconds. What a call leaves to do, to take its metrics and to save its state, is done when
-    the next one is on its way, so that the devices never wait for it; but they do where it leaves a picture to draw.
+    The devices are called for one step or for several: until the next multiple of steps_per_call or, as the first call tells
+    how long a step takes, for `PATIENCE` seconds. What a call leaves to do, to take its metrics and to save a copy of its
+    state, is done when the next one is on its way, so that the devices never wait for it; but they do while a picture is drawn.
 
     Args:
         state: Where to start; its buffers are donated.
@@ -61,7 +62,7 @@ def train(
         num_steps: The step to stop at.
         record: Takes the metrics.
         saver: Saves states: when they are due, and the last.
-        snapshot: Keeps what it needs of the state after each call.
+        snapshots: Saves averages when they are due.
         draw: Keeps a picture of what a state draws.
         draw_every: In steps.
         preemption: Asked after each call whether to save and to end.
@@ -78,7 +79,7 @@ def train(
     if step >= num_steps:
         return state
 
-    most, lines = steps_per_call, 0
+    most = steps_per_call
 
     def read() -> tuple[list[HostBatch], Ended | None]:
         return _read(batches, step, min(num_steps, (step // steps_per_call + 1) * steps_per_call, step + most) - step)
@@ -88,41 +89,50 @@ def train(
         raise no_data
     compiled = compile_step(several(train_step), state, _put(mesh, ahead, steps_per_call), mesh, record.terminal.say)
 
-    def conclude(step: int, num: int, metrics: Any, drawn: TrainState | None, saved: TrainState | None) -> None:
-        """Does what a call of so many steps has left to do."""
+    def take(step: int, num: int, metrics: Any) -> None:
+        """Takes the metrics of a call of so many steps."""
         rows = jax.device_get(metrics)
         for i in range(num):
             record.take(step - num + 1 + i, {name: row[i] for name, row in rows.items()})
-        with record.out_of_time():
-            if drawn is not None:  # first: a run killed between the two would not come back to draw
-                _draw(draw, drawn, record.terminal)
-            if saved is not None:
-                saver.save(saved)
 
+    def save(to: Saver | Snapshots, step: int, copy: Any) -> None:
+        if copy is not None:
+            with record.out_of_time():
+                to.save(step, copy)
+
+    saver.copy(step, state)  # so that it is compiled before the first step and not at the first save
     record.begin()
-    late = None
+    late: list[Callable[[], None]] = []
     for call in itertools.count():
+        began = time.perf_counter()
         state, metrics = compiled(state, _put(mesh, ahead, steps_per_call))
-        if late is not None:
-            late()
-        if steps_per_call > 1 and record.num_lines > lines:
-            lines, most = record.num_lines, distributed.of_first(lambda: _fitting(steps_per_call, record.seconds))
+        while late:
+            late.pop(0)()
         step, num = step + len(ahead), len(ahead)
-        snapshot(step, state)
+        if call == 0 and steps_per_call > 1:
+            jax.block_until_ready(metrics)
+            most = distributed.of_first(lambda: _fitting(steps_per_call, (time.perf_counter() - began) / num))  # noqa: B023
         ahead = []
         if step < num_steps and no_data is None:
             with record.waiting_for_data():
                 ahead, no_data = read()
         ending = not ahead or preemption.reached(call)
-        drawn = state if step % draw_every == 0 or step == num_steps else None
-        saved = state if ending else saver.copy(step, state) if saver.is_due(step) else None
-        late = functools.partial(conclude, step, num, metrics, drawn, saved)
-        if ending or drawn is not None:
-            late()
-            late = None
+        is_drawn = step % draw_every == 0 or step == num_steps
+        late.append(functools.partial(take, step, num, metrics))
+        if ending or is_drawn:
+            late.pop()()
+        with record.out_of_time():
+            if is_drawn:  # first: a run killed between the two would not come back to draw
+                _draw(draw, state, record.terminal)
+            if snapshots.is_due(step):
+                late.append(functools.partial(save, snapshots, step, snapshots.copy(step, state)))
+            if ending or saver.is_due(step):
+                late.append(functools.partial(save, saver, step, state.parts() if ending else saver.copy(step, state)))
         if ending:
             break
-    is_saved = saver.finish(state)
+    while late:
+        late.pop(0)()
+    is_saved = saver.finish(step, state)
     how = f"step {step} is {'saved' if is_saved else 'NOT SAVED'}; the same command again goes on"
     if no_data is not None:
         raise Ended(f"{no_data}; {how}", no_data.code)

@@ -30,10 +30,6 @@ class Record:
         num_steps: The last step, which gets a line in any case.
         batch_size: Images a step.
         sums: From the `sums` of the record of the run that is gone on with.
-
-    Attributes:
-        num_lines: How many lines were written since the process began.
-        seconds: What a step took before the last of them.
     """
 
     def __init__(
@@ -50,7 +46,6 @@ class Record:
         self._sums = {name: np.asarray(value, np.float64) for name, value in (sums or {}).items()}
         self._loss_since_save: list[float] = []
         self._num_since_line = 0
-        self.num_lines, self.seconds = 0, 0.0
         self.begin()
 
     def begin(self) -> None:
@@ -136,8 +131,7 @@ class Record:
 
     def _speed(self) -> dict[str, float]:
         seconds = time.perf_counter() - self._began
-        self.num_lines, self.seconds = self.num_lines + 1, seconds / self._num_since_line
-        speed = self._batch_size / self.seconds
+        speed = self._batch_size * self._num_since_line / seconds
         return {"images_per_second": speed, "data_wait": self._waited / seconds, "memory_gib": _memory() / 2**30}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from ddpm_jax.aside import Aside
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.training.record import Record
 from ddpm_jax.training.state import TrainState
@@ -37,18 +38,18 @@ class Saver:
         again = self._checkpoints.failed and self._alone
         return step % self._every == 0 or (again and step - self._tried >= self._every // 10)
 
-    def copy(self, step: int, state: TrainState) -> TrainState | None:
+    def copy(self, step: int, state: TrainState) -> Aside | None:
         """A copy to give to `save`, of a state that will be donated; None where that fails, which is reported."""
         self._tried = step
-        return self._checkpoints.copy(step, state)
+        return self._checkpoints.copy(step, state.parts())
 
-    def save(self, state: TrainState) -> None:
+    def save(self, step: int, parts: dict[str, Any] | Aside) -> None:
         """Begins to save; a failure is reported, then or later, and training may go on.
 
         Args:
-            state: Which is not donated; else a `copy`.
+            step: The state's.
+            parts: Of a state that is not donated; else a `copy`.
         """
-        step = self._tried = int(state.step)
         try:
             self._record.flush()
         except OSError as error:
@@ -57,10 +58,10 @@ class Saver:
             if self._alone:
                 return
         metadata = self._metadata | {"sums": self._record.sums()}
-        self._checkpoints.save(step, state.parts(), metadata, self._record.loss_since_save())
+        self._checkpoints.save(step, parts, metadata, self._record.loss_since_save())
 
-    def finish(self, state: TrainState) -> bool:
-        """Waits until the last state, which was given to `save`, is saved; where that fails, tries again.
+    def finish(self, step: int, state: TrainState) -> bool:
+        """Waits until the last state, whose parts were given to `save`, is saved; where that fails, tries again.
 
         Returns:
             Whether it is.
@@ -70,6 +71,6 @@ class Saver:
             if not self._checkpoints.failed:
                 return True
             time.sleep(PAUSE)
-            self.save(state)
+            self.save(step, state.parts())
         self._checkpoints.wait()
         return not self._checkpoints.failed

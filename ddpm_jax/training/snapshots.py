@@ -9,19 +9,20 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 
 from ddpm_jax import ema
+from ddpm_jax.aside import Aside
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.training.state import TrainState
 
 FOLDER = "snapshots"
 
 
-class Snapshots(Checkpoints):
-    """The snapshots of one run.
+class Snapshots:
+    """The snapshots of one run; a context manager that waits for one under way.
 
     Args:
         workdir: The run's.
@@ -32,14 +33,25 @@ class Snapshots(Checkpoints):
 
     def __init__(self, workdir: str | os.PathLike[str], names: Sequence[str], every: int, most: int):
         self._names, self._thinned = names, functools.partial(ema.thinned, every=every, most=most)
-        super().__init__(pathlib.Path(workdir) / FOLDER, self._thinned)
+        self._checkpoints = Checkpoints(pathlib.Path(workdir) / FOLDER, self._thinned)
 
-    def take(self, step: int, state: TrainState) -> None:
-        """Saves those of the state after a step, where it is their turn; a save that fails leaves one out."""
-        if self._names and self._thinned([step]):
-            parts = self.copy(step, {f"ema_{name}": state.ema[name] for name in self._names})
-            if parts is not None:
-                self.save(step, parts, {})
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._checkpoints.__exit__(*error)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save one after this step."""
+        return bool(self._names and self._thinned([step]))
+
+    def copy(self, step: int, state: TrainState) -> Aside | None:
+        """A copy to give to `save`, of a state that will be donated; None where that fails, which is reported."""
+        return self._checkpoints.copy(step, {f"ema_{name}": state.ema[name] for name in self._names})
+
+    def save(self, step: int, averages: Aside) -> None:
+        """Begins to save a `copy`; one that fails is left out."""
+        self._checkpoints.save(step, averages, {})
 
 
 def reconstruct(

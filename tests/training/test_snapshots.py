@@ -28,8 +28,8 @@ def run(workdir, start, end, until=None):
     with Snapshots(workdir, list(WIDTHS), every=5, most=24) as snapshots:
         for n in range(until if until is not None else end):
             averages = step(averages, jnp.asarray(values[n], jnp.float32), n)
-            if n >= start:
-                snapshots.take(n + 1, State(averages))
+            if n >= start and snapshots.is_due(n + 1):
+                snapshots.save(n + 1, snapshots.copy(n + 1, State(averages)))
     return averages
 
 
