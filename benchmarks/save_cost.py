@@ -66,7 +66,7 @@ def main(batch_size: int, steps: int, saves: int, dtype: Any, steps_per_call: in
         return state, time.perf_counter() - began, blocked, num
 
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep=1) as checkpoints:
-        checkpoints.copy(0, state.parts())  # which compiles it, as train.py does before the first step
+        checkpoints.prepare(state.parts())  # as train.py does before the first step
         state, *_ = train(state, lambda num: num < 2 * steps_per_call)
         for _ in range(saves):
             state, before, *_ = train(state, lambda num: num < steps)

@@ -47,10 +47,15 @@ class Lost(OSError):
 
 
 class Apart:
-    """A process that writes, begun by the first `write`; it ends with this one, however this one ends."""
+    """A process that writes; it ends with this one, however this one ends."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Begins the process, unless there is one; it is ready after some seconds, for which nobody waits."""
+        self._process = self._process or _start()
+        return self._process
 
     def write(self, folder: pathlib.Path, parts: Aside) -> None:
         """Has it write what `begin` would of the tree, and waits until it has, in whatever thread.
@@ -58,7 +63,7 @@ class Apart:
         Raises:
             OSError: it could not; the process has ended where it is `Lost`, and the next call begins another.
         """
-        process = self._process = self._process or _start()
+        process = self.start()
         assert process.stdin is not None and process.stdout is not None
         try:
             pickle.dump((folder, parts.shapes, parts.stacked), process.stdin)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ddpm_jax import array_files
@@ -165,6 +166,16 @@ class Checkpoints:
         except Exception as error:  # JAX's, or where it is called again, XLA's own
             self.fail(step, error)
             return None
+
+    def prepare(self, parts: dict[str, Tree]) -> None:
+        """Does what the first `copy` and its `save` would take longer for: compiles, takes memory, begins a process."""
+        with contextlib.suppress(Exception):  # which the first save reports, should it come again
+            self._set_aside = make_set_aside(parts, stacked=_is_written_apart())
+            copy = self._set_aside(parts)
+            if _is_written_apart() and self._apart is not None:
+                self._apart.start()
+                for a in copy.arrays:
+                    np.asarray(a)
 
     def wait(self) -> None:
         """Waits for a save under way."""

@@ -231,6 +231,21 @@ def test_where_the_process_that_writes_is_lost_this_one_writes(tmp_path, monkeyp
         chex.assert_trees_all_equal(checkpoints.load(checkpoints.latest, ABSTRACT), state(3.0))
 
 
+def test_what_is_prepared_costs_a_save_nothing_more(tmp_path, monkeypatch):
+    """No program is compiled, and no process begun."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.prepare(state(1.0))
+        process, compiled = checkpoints._apart._process, []
+        jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+        checkpoints.save(1, checkpoints.copy(1, state(1.0)), {})
+        checkpoints.wait()
+        assert checkpoints._apart._process is process
+        jax.monitoring.clear_event_listeners()
+        assert not [event for event in compiled if "compile" in event]
+    assert (checkpoints.failed, names(tmp_path)) == (False, ["1"])
+
+
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     said = []

@@ -1,3 +1,4 @@
+import gc
 import json
 import signal
 import time
@@ -43,6 +44,9 @@ class Saves:
 
     def __init__(self, record, every, works=True, room=True):
         self.record, self.every, self.works, self.room, self.sums = record, every, works, room, {}
+
+    def prepare(self, state):
+        self.copy(int(state.step), state)
 
     def is_due(self, step):
         return step % self.every == 0
@@ -175,6 +179,13 @@ def test_a_copy_is_given_back_when_it_is_saved(monkeypatch):
     run(num_steps=8, save=2)
     assert most == [1] * len(most)
     assert len(most) > 3
+
+
+def test_python_looks_no_more_through_what_was_there_before_the_first_step():
+    gc.unfreeze()
+    run()
+    assert gc.get_freeze_count() > 100_000
+    gc.unfreeze()
 
 
 def test_what_is_saved_and_drawn_does_not_count_as_training(monkeypatch):
