@@ -26,6 +26,7 @@ import numpy as np
 from ddpm_jax import cli, factory, sharding
 from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import Config
+from ddpm_jax.training import footprint
 from ddpm_jax.training.loop import compile_step
 from ddpm_jax.training.state import TrainState, init_state
 from ddpm_jax.training.step import make_train_step, several
@@ -66,7 +67,7 @@ def main(batch_size: int, steps: int, saves: int, dtype: Any, steps_per_call: in
         return state, time.perf_counter() - began, blocked, num
 
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep=1) as checkpoints:
-        checkpoints.prepare(state.parts())  # as train.py does before the first step
+        checkpoints.prepare(state.parts(), footprint.needed(compiled))  # as train.py does before the first step
         state, *_ = train(state, lambda num: num < 2 * steps_per_call)
         for _ in range(saves):
             state, before, *_ = train(state, lambda num: num < steps)

@@ -6,8 +6,10 @@ calls an accelerator every few milliseconds would come late to all calls of that
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import contextlib
+import logging
 import os
 import pathlib
 import pickle
@@ -20,10 +22,12 @@ from typing import IO, Any
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from ddpm_jax import aside
 from ddpm_jax.aside import Aside
 
 Tree = Any
+
+NOISY = ("absl", "asyncio")
+"""Loggers by which Orbax reports every file that it writes, and every read that a failed one left behind."""
 
 _BEGINNING = threading.Lock()
 """For the part of Orbax that counts its saves."""
@@ -42,15 +46,12 @@ def begin(folder: pathlib.Path, parts: dict[str, Tree]) -> Any:
         return ocp.save_checkpointables_async(folder, parts, overwrite=True)
 
 
-class Lost(OSError):
-    """A process that writes has ended by itself."""
-
-
 class Apart:
-    """A process that writes; it ends with this one, however this one ends."""
+    """A process that writes; it ends when this one has, however that does."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._one_at_a_time = threading.Lock()
 
     def start(self) -> subprocess.Popen[bytes]:
         """Begins the process, unless there is one; it is ready after some seconds, for which nobody waits."""
@@ -58,44 +59,52 @@ class Apart:
         return self._process
 
     def write(self, folder: pathlib.Path, parts: Aside) -> None:
-        """Has it write what `begin` would of the tree, and waits until it has, in whatever thread.
+        """Has it write what `begin` would of the tree, and waits until it has; in whatever thread.
 
         Raises:
-            OSError: it could not; the process has ended where it is `Lost`, and the next call begins another.
+            Exception: it has not, for whatever reason, and the next call begins another; what the folder has is half done.
         """
-        process = self.start()
+        with self._one_at_a_time:
+            try:
+                self._send(self.start(), folder, parts)
+            except BaseException:  # also half a request, of which the rest must not be taken for the next
+                self.close()
+                raise
+
+    def _send(self, process: subprocess.Popen[bytes], folder: pathlib.Path, parts: Aside) -> None:
         assert process.stdin is not None and process.stdout is not None
-        try:
-            pickle.dump((folder, parts.shapes, parts.stacked), process.stdin)
-            for a in parts.arrays:
-                process.stdin.write(_bytes(np.asarray(a)))
-            process.stdin.flush()
-            error: str | None = pickle.load(process.stdout)
-        except (OSError, EOFError) as lost:
-            self.close()
-            raise Lost(f"the process that writes has ended, with {process.returncode}") from lost
+        kinds = [(a.shape, np.dtype(a.dtype)) for a in parts.arrays]
+        pickle.dump((folder, parts.shapes, parts.stacked, kinds), process.stdin)
+        for a in parts.arrays:
+            process.stdin.write(_bytes(np.asarray(a)))
+        process.stdin.flush()
+        error: str | None = pickle.load(process.stdout)
         if error is not None:
             raise OSError(error)
 
     def close(self) -> None:
-        """Ends the process, if there is one."""
-        if self._process is not None:
-            assert self._process.stdin is not None and self._process.stdout is not None
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-            self._process.wait()
-            self._process.stdout.close()
-        self._process = None
+        """Ends the process, if there is one, in the middle of what it writes."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            with contextlib.suppress(OSError), process:
+                pass
+
+
+APART = Apart()
+"""That of this process."""
+
+atexit.register(APART.close)
 
 
 def _start() -> subprocess.Popen[bytes]:
     """A process that leaves the accelerator alone, and signals to whom they are meant for."""
-    path = os.pathsep.join(folder for folder in sys.path if folder)
+    path = os.pathsep.join(map(os.path.abspath, sys.path))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))  # which it inherits
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_PLATFORM_NAME": "", "PYTHONPATH": path},
         )  # fmt: skip
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -107,8 +116,8 @@ def _bytes(a: np.ndarray) -> memoryview:
 
 def _read(requests: IO[bytes]) -> tuple[pathlib.Path, Aside]:
     """What `Apart.write` has sent. Raises EOFError where it sends no more."""
-    folder, shapes, stacked = pickle.load(requests)
-    parts = Aside(shapes, [np.empty(a.shape, a.dtype) for a in aside.shapes_of(shapes, stacked)], stacked)
+    folder, shapes, stacked, kinds = pickle.load(requests)
+    parts = Aside(shapes, [np.empty(shape, dtype) for shape, dtype in kinds], stacked)
     for a in parts.arrays:
         rest = _bytes(a)
         while rest:
@@ -121,6 +130,8 @@ def _read(requests: IO[bytes]) -> tuple[pathlib.Path, Aside]:
 
 def main() -> None:
     """Writes what is asked for on stdin, and answers on stdout what went wrong, or None; ends when stdin does."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print
 

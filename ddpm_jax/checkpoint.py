@@ -57,8 +57,8 @@ class Checkpoints:
         best: int = 0,
         report: Callable[[str], None] = logger.warning,
     ):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports every file that it writes
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and every read that a failed one left behind
+        for name in array_files.NOISY:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.failed = False
         self._folder = pathlib.Path(folder).absolute()
         self._keep, self._best, self._report = keep, best, report
@@ -66,7 +66,6 @@ class Checkpoints:
         self._whole: set[int] = set()
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._under_way: concurrent.futures.Future[None] | None = None
-        self._apart: array_files.Apart | None = array_files.Apart()
         self._set_aside: Callable[[Tree], Aside] | None = None
         if keep is not None:
             self._remove_unfinished()
@@ -77,8 +76,6 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         self.wait()
         self._background.shutdown()
-        if self._apart is not None:
-            self._apart.close()
 
     @property
     def steps(self) -> list[int]:
@@ -161,19 +158,24 @@ class Checkpoints:
         """
         self.wait()
         try:
-            self._set_aside = self._set_aside or make_set_aside(parts, stacked=_is_written_apart())
+            self._set_aside = self._set_aside or make_set_aside(parts, _is_written_apart())
             return self._set_aside(parts)
         except Exception as error:  # JAX's, or where it is called again, XLA's own
             self.fail(step, error)
             return None
 
-    def prepare(self, parts: dict[str, Tree]) -> None:
-        """Does what the first `copy` and its `save` would take longer for: compiles, takes memory, begins a process."""
+    def prepare(self, parts: dict[str, Tree], needed: int) -> None:
+        """Does what the first `copy` and its `save` would take longer for: compiles, takes memory, begins a process.
+
+        Args:
+            parts: What is to be copied.
+            needed: Bytes that each device needs besides what it holds, for programs to come.
+        """
         with contextlib.suppress(Exception):  # which the first save reports, should it come again
-            self._set_aside = make_set_aside(parts, stacked=_is_written_apart())
+            self._set_aside = make_set_aside(parts, _is_written_apart(), needed)
             copy = self._set_aside(parts)
-            if _is_written_apart() and self._apart is not None:
-                self._apart.start()
+            if _is_written_apart():
+                array_files.APART.start()
                 for a in copy.arrays:
                     np.asarray(a)
 
@@ -187,17 +189,14 @@ class Checkpoints:
         return self._folder / f"{step}.unfinished"
 
     def _write(self, folder: pathlib.Path, parts: dict[str, Tree] | Aside) -> None:
-        """Writes arrays: copies of what training goes on with by a process apart, as long as that does not end by itself."""
+        """Writes arrays: copies of what training goes on with by a process apart, and by this one where that fails."""
         jax.block_until_ready(parts.arrays if isinstance(parts, Aside) else parts)  # what follows keeps Python from the loop
         folder.mkdir(parents=True, exist_ok=True)  # where that fails, Orbax's threads would wait five minutes for it
-        if not (isinstance(parts, Aside) and _is_written_apart() and self._apart is not None):
-            array_files.begin(folder, _tree(parts)).result()
-            return
-        try:
-            self._apart.write(folder, parts)
-        except array_files.Lost:
-            self._apart = None
-            raise
+        if isinstance(parts, Aside) and _is_written_apart():
+            with contextlib.suppress(Exception):
+                array_files.APART.write(folder, parts)
+                return
+        array_files.begin(folder, _tree(parts)).result()
 
     def _save(self, step: int, parts: dict[str, Tree] | Aside, begun: Any, metadata: dict[str, Any]) -> None:
         """Writes the arrays, or waits for what was begun; adds what else there is, names it, and removes those not kept."""

@@ -1,7 +1,6 @@
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddpm_jax import sharding
+from ddpm_jax import array_files, sharding
 from ddpm_jax.checkpoint import Checkpoints
 
 EVERYWHERE = sharding.replicated(sharding.make_mesh())
@@ -211,37 +210,48 @@ def test_a_full_disk_costs_nothing_but_the_save(small_disk, backend, monkeypatch
         chex.assert_trees_all_equal(checkpoints.load(3, sharding.abstract(lambda: numbers(3), EVERYWHERE)), numbers(3))
 
 
-def test_where_the_process_that_writes_is_lost_this_one_writes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("trouble", ["it is killed", "it cannot begin", "it cannot be told"])
+def test_where_the_process_that_writes_is_no_use_this_one_writes(tmp_path, monkeypatch, trouble):
+    """Each save, and the next process has nothing left of the one before."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     said = []
     with Checkpoints(tmp_path, keep=9, report=said.append) as checkpoints:
-        save = lambda step: checkpoints.save(step, checkpoints.copy(step, state(float(step))), {})  # noqa: E731
+        save = lambda step: (checkpoints.save(step, checkpoints.copy(step, state(float(step))), {}), checkpoints.wait())  # noqa: E731
         save(1)
-        checkpoints.wait()
-        apart = checkpoints._apart._process
-        apart.kill()
-        save(2)
-        checkpoints.wait()
-        assert checkpoints.failed
+        with monkeypatch.context() as patched:
+            if trouble == "it is killed":
+                array_files.APART._process.kill()
+            elif trouble == "it cannot begin":
+                array_files.APART.close()
+                patched.setattr(sys, "executable", str(tmp_path / "none"))
+            else:
+                patched.setattr(array_files, "_bytes", lambda a: [][0])
+            save(2)
+        assert array_files.APART._process is None
         save(3)
-    assert (checkpoints.failed, names(tmp_path), apart.returncode) == (False, ["1", "3"], -signal.SIGKILL)
-    assert said == ["CANNOT SAVE step 2: the process that writes has ended, with -9; the one of step 1 is kept"]
+        assert array_files.APART._process is not None
+    assert (checkpoints.failed, names(tmp_path), said) == (False, ["1", "2", "3"], [])
     with Checkpoints(tmp_path) as checkpoints:
-        chex.assert_trees_all_equal(checkpoints.load(1, ABSTRACT), state(1.0))
-        chex.assert_trees_all_equal(checkpoints.load(checkpoints.latest, ABSTRACT), state(3.0))
+        for step in (1, 2, 3):
+            chex.assert_trees_all_equal(checkpoints.load(step, ABSTRACT), state(float(step)))
 
 
 def test_what_is_prepared_costs_a_save_nothing_more(tmp_path, monkeypatch):
     """No program is compiled, and no process begun."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    array_files.APART.close()
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.prepare(state(1.0))
-        process, compiled = checkpoints._apart._process, []
-        jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
-        checkpoints.save(1, checkpoints.copy(1, state(1.0)), {})
-        checkpoints.wait()
-        assert checkpoints._apart._process is process
-        jax.monitoring.clear_event_listeners()
+        checkpoints.prepare(state(1.0), needed=0)
+        process, compiled, now = array_files.APART._process, [], state(2.0)
+        listen = lambda event, *_, **__: compiled.append(event)  # noqa: E731
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            checkpoints.save(1, checkpoints.copy(1, now), {})
+            checkpoints.wait()
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+        assert array_files.APART._process is process
+        assert process is not None
         assert not [event for event in compiled if "compile" in event]
     assert (checkpoints.failed, names(tmp_path)) == (False, ["1"])
 

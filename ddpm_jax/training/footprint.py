@@ -25,5 +25,11 @@ def describe(state: TrainState, lowered: jax.stages.Lowered, compiled: jax.stage
     return f"each device holds {shares}{needed}{operations}"
 
 
+def needed(compiled: jax.stages.Compiled) -> int:
+    """The bytes that each device needs during a step, besides what it holds; 0 where XLA does not tell."""
+    memory = compiled.memory_analysis()
+    return 0 if memory is None else memory.temp_size_in_bytes
+
+
 def _bytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -51,7 +52,7 @@ def train(
 ) -> TrainState:
     """Trains until num_steps, and saves and draws the last state; does nothing where that is reached already.
 
-    The devices are called for one step or for several: until the next multiple of steps_per_call or, as the first call tells
+    The devices are called for one step or for several: until the next multiple of steps_per_call or, as the second call tells
     how long a step takes, for `PATIENCE` seconds. What a call leaves to do, to take its metrics and to save a copy of its
     state, is done when the next one is on its way, so that the devices never wait for it; but they do while a picture is drawn.
 
@@ -90,9 +91,13 @@ def train(
         raise no_data
     compiled = compile_step(several(train_step), state, _put(mesh, ahead, steps_per_call), mesh, record.terminal.say)
 
+    ended = 0.0
+
     def take(step: int, num: int, metrics: Any) -> None:
         """Takes the metrics of a call of so many steps."""
+        nonlocal ended
         rows = jax.device_get(metrics)
+        ended = time.perf_counter()
         for i in range(num):
             record.take(step - num + 1 + i, {name: row[i] for name, row in rows.items()})
 
@@ -101,38 +106,41 @@ def train(
             with record.out_of_time():
                 to.save(step, copy)
 
-    saver.prepare(state)
-    record.begin()
-    late: list[Callable[[], None]] = []
-    for call in itertools.count():
-        began = time.perf_counter()
-        state, metrics = compiled(state, _put(mesh, ahead, steps_per_call))
+    for keeper in (saver, snapshots):
+        keeper.prepare(state, footprint.needed(compiled))
+    with _what_is_there_left_alone():
+        record.begin()
+        late: list[Callable[[], None]] = []
+        for call in itertools.count():
+            began = time.perf_counter()
+            state, metrics = compiled(state, _put(mesh, ahead, steps_per_call))
+            while late:
+                late.pop(0)()
+            step, num = step + len(ahead), len(ahead)
+            if call == 1 and steps_per_call > 1:  # not the first, which has more to do
+                jax.block_until_ready(metrics)
+                seconds = (time.perf_counter() - max(began, ended)) / num
+                most = distributed.of_first(functools.partial(_fitting, steps_per_call, seconds))
+            ahead = []
+            if step < num_steps and no_data is None:
+                with record.waiting_for_data():
+                    ahead, no_data = read()
+            ending = not ahead or preemption.reached(call)
+            is_drawn = step % draw_every == 0 or step == num_steps
+            late.append(functools.partial(take, step, num, metrics))
+            if ending or is_drawn:
+                late.pop()()
+            with record.out_of_time():
+                if is_drawn:  # first: a run killed between the two would not come back to draw
+                    _draw(draw, state, record.terminal)
+                if snapshots.is_due(step):
+                    late.append(functools.partial(save, snapshots, step, snapshots.copy(step, state)))
+                if ending or saver.is_due(step):
+                    late.append(functools.partial(save, saver, step, state.parts() if ending else saver.copy(step, state)))
+            if ending:
+                break
         while late:
             late.pop(0)()
-        step, num = step + len(ahead), len(ahead)
-        if call == 0 and steps_per_call > 1:
-            jax.block_until_ready(metrics)
-            most = distributed.of_first(lambda: _fitting(steps_per_call, (time.perf_counter() - began) / num))  # noqa: B023
-        ahead = []
-        if step < num_steps and no_data is None:
-            with record.waiting_for_data():
-                ahead, no_data = read()
-        ending = not ahead or preemption.reached(call)
-        is_drawn = step % draw_every == 0 or step == num_steps
-        late.append(functools.partial(take, step, num, metrics))
-        if ending or is_drawn:
-            late.pop()()
-        with record.out_of_time():
-            if is_drawn:  # first: a run killed between the two would not come back to draw
-                _draw(draw, state, record.terminal)
-            if snapshots.is_due(step):
-                late.append(functools.partial(save, snapshots, step, snapshots.copy(step, state)))
-            if ending or saver.is_due(step):
-                late.append(functools.partial(save, saver, step, state.parts() if ending else saver.copy(step, state)))
-        if ending:
-            break
-    while late:
-        late.pop(0)()
     is_saved = saver.finish(step, state)
     how = f"step {step} is {'saved' if is_saved else 'NOT SAVED'}; the same command again goes on"
     if no_data is not None:
@@ -190,7 +198,7 @@ def _put(mesh: Mesh, ahead: list[HostBatch], steps_per_call: int) -> Any:
 
 def compile_step(
     train_step: TrainStep, state: TrainState, batch: Any, mesh: Mesh, say: Callable[[str], None] = lambda line: None
-) -> TrainStep:
+) -> jax.stages.Compiled:
     """Compiles the step, or several, the state donated; state and batch are where they were.
 
     Args:
@@ -213,13 +221,21 @@ def compile_step(
 
 
 def _tidy() -> None:
-    """Gives the system what the compiler has left free, up to gigabytes that glibc would keep.
-
-    And has Python no longer look for garbage in all that JAX has by now: half a million objects are 0.3 s, every few thousand
-    steps, in which no device is called.
-    """
+    """Gives the system what the compiler has left free, up to gigabytes that glibc would keep."""
     gc.collect()
-    gc.freeze()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
         trim(0)
+
+
+@contextlib.contextmanager
+def _what_is_there_left_alone() -> Iterator[None]:
+    """Has Python not look for garbage in all that JAX has by now.
+
+    To look at half a million objects takes 0.3 s, in which no device is called, every few thousand steps.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -38,9 +38,9 @@ class Saver:
         again = self._checkpoints.failed and self._alone
         return step % self._every == 0 or (again and step - self._tried >= self._every // 10)
 
-    def prepare(self, state: TrainState) -> None:
-        """Does what would make the first save hold training up: compiles its copy, and takes the memory for it."""
-        self._checkpoints.prepare(state.parts())
+    def prepare(self, state: TrainState, needed: int) -> None:
+        """Does what the first save would take longer for; needed are the bytes that a device needs for a step besides."""
+        self._checkpoints.prepare(state.parts(), needed)
 
     def copy(self, step: int, state: TrainState) -> Aside | None:
         """A copy to give to `save`, of a state that will be donated; None where that fails, which is reported."""

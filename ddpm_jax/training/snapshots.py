@@ -45,13 +45,21 @@ class Snapshots:
         """Whether to save one after this step."""
         return bool(self._names and self._thinned([step]))
 
+    def prepare(self, state: TrainState, needed: int) -> None:
+        """Does what the first one would take longer for; needed are the bytes that a device needs for a step besides."""
+        if self._names:
+            self._checkpoints.prepare(self._averages(state), needed)
+
     def copy(self, step: int, state: TrainState) -> Aside | None:
         """A copy to give to `save`, of a state that will be donated; None where that fails, which is reported."""
-        return self._checkpoints.copy(step, {f"ema_{name}": state.ema[name] for name in self._names})
+        return self._checkpoints.copy(step, self._averages(state))
 
     def save(self, step: int, averages: Aside) -> None:
         """Begins to save a `copy`; one that fails is left out."""
         self._checkpoints.save(step, averages, {})
+
+    def _averages(self, state: TrainState) -> dict[str, Any]:
+        return {f"ema_{name}": state.ema[name] for name in self._names}
 
 
 def reconstruct(
