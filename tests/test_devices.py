@@ -84,7 +84,7 @@ def two_processes(workdir, environment, until):
 def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path):
     """By a signal to one of them both save; when one is killed the other ends soon; then one goes on, with the same data.
 
-    The two take five steps at a call, the one a step.
+    Between, they go on from before a damaged checkpoint, and pass its step. The two take five steps at a call, the one a step.
     """
     workdir = tmp_path / "run"
     with two_processes(workdir, environment, until=3) as processes:
@@ -93,14 +93,20 @@ def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path)
     assert [process.returncode for process in processes] == [143, 143]
     assert all("ended by SIGTERM; step " in error and " is saved; the same command" in error for _, error in ended)
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    with two_processes(workdir, environment, until=max(saved, 10) + 2) as (first, second):
+    damaged = saved // 10 * 10 + 10
+    shutil.copytree(workdir / "checkpoints" / str(saved), workdir / "checkpoints" / str(damaged))
+    (workdir / "checkpoints" / str(damaged) / "metadata.json").unlink()
+    with two_processes(workdir, environment, until=damaged + 2) as (first, second):
         second.kill()
         began = time.monotonic()
         out, error = first.communicate(timeout=120)
         assert time.monotonic() - began < 90
     assert first.returncode in (1, -6), "at an error of its own, or by JAX"
     assert "the same command, given to all, goes on" in error or "task died" in error
+    assert f"metadata.json is missing: step {saved} is taken instead of {damaged}" in out
     assert f"8 x cpu, from step {saved}" in out
+    assert "CANNOT SAVE" not in out, "the other, which has not looked, would have it for saved"
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {str(damaged), f"{damaged}.damaged"}
     told = second.communicate()[0]
     assert told.startswith("process 1 of 2: process 0 tells of the run\n")
     assert "parameters" not in told and "loss" not in told
@@ -113,20 +119,6 @@ def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path)
     said = run(command(workdir, 20, "--train.log_every", "5"), environment(1))
     assert "1 x cpu, from step 10 to 20" in said
     assert losses(workdir) == pytest.approx(means, rel=1e-5)
-
-
-def test_two_processes_go_on_from_before_a_damaged_checkpoint_and_pass_its_step(one, environment, tmp_path):
-    """Only the first has looked; the other saves all the same, or they would wait for each other."""
-    workdir = tmp_path / "run"
-    shutil.copytree(one, workdir)
-    damaged = workdir / "checkpoints" / "20" / "metadata.json"
-    damaged.write_text(damaged.read_text() + " ")
-    with two_processes(workdir, environment, until=32) as processes:
-        processes[0].send_signal(signal.SIGTERM)
-        out, _ = processes[0].communicate(timeout=120)
-    assert "metadata.json is not as it was written: step 10 is taken instead of 20" in out
-    assert "CANNOT SAVE" not in out
-    assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"10", "20", "20.damaged", "30"}
 
 
 def test_two_processes_with_nothing_but_damaged_checkpoints_both_say_so(one, environment, tmp_path):
