@@ -189,13 +189,15 @@ class Checkpoints:
         return self._folder / f"{step}.unfinished"
 
     def _write(self, folder: pathlib.Path, parts: dict[str, Tree] | Aside) -> None:
-        """Writes arrays: copies of what training goes on with by a process apart, and by this one where that fails."""
+        """Writes arrays: copies of what training goes on with by a process apart, and by this one, loudly, where that fails."""
         jax.block_until_ready(parts.arrays if isinstance(parts, Aside) else parts)  # what follows keeps Python from the loop
         folder.mkdir(parents=True, exist_ok=True)  # where that fails, Orbax's threads would wait five minutes for it
         if isinstance(parts, Aside) and _is_written_apart():
-            with contextlib.suppress(Exception):
+            try:
                 array_files.APART.write(folder, parts)
                 return
+            except Exception as error:  # a pipe's, a pickle's, of memory, or what Orbax said there
+                self._report(f"step {folder.stem} is saved by this process, for another could not: {_one_line(error)}")
         array_files.begin(folder, _tree(parts)).result()
 
     def _save(self, step: int, parts: dict[str, Tree] | Aside, begun: Any, metadata: dict[str, Any]) -> None:

@@ -199,8 +199,9 @@ def test_a_full_disk_costs_nothing_but_the_save(small_disk, backend, monkeypatch
         checkpoints.wait()
         assert checkpoints.failed
         assert names(small_disk / "c") == ["1"], "the good one is kept, and what was written of the other removed"
-        assert "CANNOT SAVE step 2" in said[0]
-        assert "the one of step 1 is kept" in said[0]
+        assert "CANNOT SAVE step 2" in said[-1]
+        assert "the one of step 1 is kept" in said[-1]
+        assert len(said) == (1 if backend == "cpu" else 2)
         (small_disk / "other").unlink()
         checkpoints.save(3, checkpoints.copy(3, numbers(3)), {})
         checkpoints.wait()
@@ -230,7 +231,8 @@ def test_where_the_process_that_writes_is_no_use_this_one_writes(tmp_path, monke
         assert array_files.APART._process is None
         save(3)
         assert array_files.APART._process is not None
-    assert (checkpoints.failed, names(tmp_path), said) == (False, ["1", "2", "3"], [])
+    assert (checkpoints.failed, names(tmp_path), len(said)) == (False, ["1", "2", "3"], 1)
+    assert said[0].startswith("step 2 is saved by this process, for another could not: ")
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2, 3):
             chex.assert_trees_all_equal(checkpoints.load(step, ABSTRACT), state(float(step)))
