@@ -19,6 +19,7 @@ import sys
 import threading
 from typing import IO, Any
 
+import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -40,9 +41,12 @@ def begin(folder: pathlib.Path, parts: dict[str, Tree]) -> Any:
         folder: A new one, or one that is overwritten.
         parts: Trees of arrays by name, which stay as they are until all is written.
     """
-    uncompressed = ocp.Context()  # random digits hardly shrink, and the CPU has better things to do
-    uncompressed.array.saving.use_compression = False
-    with _BEGINNING, uncompressed:
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # random digits hardly shrink, and the CPU has better things to do
+    context.memory.deepcopy_host_arrays = False
+    if jax.process_count() == 1:
+        parts = jax.tree.map(np.asarray, parts)  # on CPU the same memory; Orbax takes half the time for arrays of numpy's
+    with _BEGINNING, context:
         return ocp.save_checkpointables_async(folder, parts, overwrite=True)
 
 
