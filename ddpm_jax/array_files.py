@@ -34,6 +34,12 @@ _BEGINNING = threading.Lock()
 """For the part of Orbax that counts its saves."""
 
 
+def give_way() -> None:
+    """Has this thread, and those that it starts, run where others leave room: what is written can wait for what trains."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.nice(10)
+
+
 def begin(folder: pathlib.Path, parts: dict[str, Tree]) -> Any:
     """Begins to write in this process; returns what can be waited for by its `result()`.
 
@@ -136,6 +142,7 @@ def main() -> None:
     """Writes what is asked for on stdin, and answers on stdout what went wrong, or None; ends when stdin does."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    give_way()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print
 

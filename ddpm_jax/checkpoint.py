@@ -64,7 +64,6 @@ class Checkpoints:
         self._keep, self._best, self._report = keep, best, report
         self._damaged: dict[int, str] = {}
         self._whole: set[int] = set()
-        self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._under_way: concurrent.futures.Future[None] | None = None
         self._set_aside: Callable[[Tree], Aside] | None = None
         if keep is not None:
@@ -75,7 +74,6 @@ class Checkpoints:
 
     def __exit__(self, *error: object) -> None:
         self.wait()
-        self._background.shutdown()
 
     @property
     def steps(self) -> list[int]:
@@ -146,7 +144,10 @@ class Checkpoints:
             except Exception as error:  # of a wide choice, as below
                 self.fail(step, error)
                 return
-        self._under_way = self._background.submit(self._save, step, parts, begun, {"loss": loss} | metadata)
+        priority = array_files.give_way if isinstance(parts, Aside) else None  # for a copy is of what training goes on with
+        background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint", priority)
+        self._under_way = background.submit(self._save, step, parts, begun, {"loss": loss} | metadata)
+        background.shutdown(wait=False)
 
     def copy(self, step: int, parts: dict[str, Tree]) -> Aside | None:
         """Copies arrays for a `save` to come, so that they may be donated; waits only for a save that is still under way.

@@ -3,6 +3,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import chex
 import jax
@@ -82,6 +83,39 @@ def test_a_save_holds_the_state_of_its_moment_whatever_is_donated_meanwhile(tmp_
     with Checkpoints(tmp_path) as checkpoints:
         for i in range(1, 4):
             chex.assert_trees_all_equal(checkpoints.load(i, ABSTRACT), state(float(i)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_what_writes_gives_way_to_what_trains(tmp_path, monkeypatch):
+    """Also what it starts, but for the last state's, for which all wait."""
+    priorities, begin = [], array_files.begin
+    look = lambda: priorities.append(os.getpriority(os.PRIO_PROCESS, 0))  # noqa: E731
+
+    def seen(folder, parts):
+        look()
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        return begin(folder, parts)
+
+    monkeypatch.setattr(array_files, "begin", seen)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, checkpoints.copy(5, state(5.0)), {})
+        checkpoints.save(6, state(6.0), {})
+        look()
+    assert (priorities, names(tmp_path)) == ([10, 10, 0, 0, 0], ["5", "6"])
+
+
+def test_orbax_is_given_the_memory_of_the_copy_itself(tmp_path, monkeypatch):
+    """On CPU; arrays of numpy's take it half the time."""
+    seen, begin = [], array_files.ocp.save_checkpointables_async
+    recorded = lambda folder, parts, **options: seen.append(parts) or begin(folder, parts, **options)  # noqa: E731
+    monkeypatch.setattr(array_files.ocp, "save_checkpointables_async", recorded)
+    with Checkpoints(tmp_path) as checkpoints:
+        copied = checkpoints.copy(5, state(5.0))
+        checkpoints.save(5, copied, {})
+    [parts] = seen
+    assert copied.tree()["params"]["w"].unsafe_buffer_pointer() == parts["params"]["w"].ctypes.data
 
 
 def test_an_unfinished_save_is_passed_over_and_removed_by_the_run_alone(tmp_path):
