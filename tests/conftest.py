@@ -21,13 +21,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
-LONG = ("test_kills.py", "test_devices.py")
-"""Begun first, so that no process of the tests is left alone with them at the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
