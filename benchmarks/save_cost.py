@@ -3,10 +3,10 @@
     python benchmarks/save_cost.py --batch-size 32 --steps 6 --saves 3
     python benchmarks/save_cost.py --batch-size 128 --steps 200 --saves 5 --dtype bfloat16 --steps-per-call 10  # on a GPU
 
-Prints the seconds of a step without a save, those that the loop was busy with the save, the steps until it was committed, and
-what they took longer than as many without a save: in per cent, and in steps; and whether what is loaded again is the state of
-the moment when it was copied, computed twice, whatever was donated since. As in train.py, a call of the devices is waited for
-when the next one has begun, and what was copied between the two is then given to the background.
+Prints the seconds of a step without a save, the mean of so many before and after; those that the loop was busy with the save;
+the steps until it was committed, and what they took longer, in per cent and in steps; and whether what is loaded again is the
+state of the moment when it was copied, computed twice, whatever was donated since. As in train.py, a call of the devices is
+waited for when the next one has begun, and what was copied between the two is then given to the background.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import json
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,39 +52,49 @@ def main(batch_size: int, steps: int, saves: int, dtype: Any, steps_per_call: in
     batch = rows, sharding.put_number(mesh, steps_per_call)
     compiled = compile_step(several(train_step), state, batch, mesh, print)
 
-    def train(state: TrainState, goes_on: Callable[[int], bool], save_at: int = 0) -> tuple[TrainState, float, float, int]:
-        began, blocked, num, late, copied = time.perf_counter(), 0.0, 0, None, None
-        while goes_on(num):
+    calls = steps // steps_per_call
+    save_after = calls // 2 + calls + 1  # half of them untimed: a device changes its speed as it gets warm
+
+    def train(state: TrainState, number: int) -> tuple[TrainState, np.ndarray, int, float]:
+        """Trains without a pause, from before a save until after its commit.
+
+        Returns:
+            The state, the times when each call's predecessor was seen to end, how many there were at the commit, and the
+            seconds for which the loop was busy with the save.
+        """
+        committed, ends = pathlib.Path(folder) / str(number), list[float]()
+        late, copied, done, blocked = None, None, 0, 0.0
+        while not done or len(ends) <= done + calls:
             state, metrics = compiled(state, batch)
             jax.block_until_ready(late)
-            late, num, asked = metrics, num + steps_per_call, time.perf_counter()
+            ends.append(time.perf_counter())
+            late, done = metrics, done or len(ends) * committed.exists()
             if copied is not None:
-                checkpoints.save(save_at, copied, {})
-            copied = checkpoints.copy(save_at, state.parts()) if save_at and num == steps_per_call else None
-            blocked += time.perf_counter() - asked
-        jax.block_until_ready(state)
-        return state, time.perf_counter() - began, blocked, num
+                checkpoints.save(number, copied, {})
+            copied = checkpoints.copy(number, state.parts()) if len(ends) == save_after else None
+            if save_after <= len(ends) <= save_after + 1:
+                blocked += time.perf_counter() - ends[-1]
+        return state, np.array(ends), done, blocked
 
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.prepare(state.parts(), footprint.needed(compiled))  # as train.py does before the first step
-        state, *_ = train(state, lambda num: num < 2 * steps_per_call)
         for _ in range(saves):
-            state, before, *_ = train(state, lambda num: num < steps)
-            number = int(state.step) + steps_per_call
-            expected = jax.device_get(compiled(jax.tree.map(jnp.copy, state), batch)[0].parts())
-            committed = pathlib.Path(folder) / str(number)
-            state, seconds, blocked, num = train(state, lambda num: not committed.exists(), number)  # noqa: B023
-            state, after, _, taken = train(state, lambda num: num < steps)
-            usual = (before + after) / (2 * taken)  # before and after, for a device changes its speed as it gets warm
-            lost, until = seconds - usual * num, max(num - 2 * steps_per_call, steps_per_call)  # one before, one begun ahead
+            again, number = jax.tree.map(jnp.copy, state), int(state.step) + save_after * steps_per_call
+            state, ends, done, blocked = train(state, number)
+            first, last = save_after - 1, done  # the call before the copy, and the one on its way at the commit, which is late
+            before, during, after = np.diff(ends[[first - calls, first, last, last + calls]])
+            usual = (before + after) / (2 * calls)
+            lost, until = during - usual * (last - first), max(done - save_after - 1, 1)  # one begun ahead
             checkpoints.wait()
-            shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), expected)
+            shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state.parts())
             loaded = checkpoints.load(number, sharding.placed(shapes, layout))
-            same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), b), loaded, expected)
+            for _ in range(save_after):
+                again, _ = compiled(again, batch)
+            same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), loaded, again.parts())
             print(json.dumps({
-                "step_seconds": round(usual, 4), "blocked": round(blocked, 3), "steps": until,
-                "slower_by_percent": round(100 * lost / (usual * until + lost), 1), "steps_lost": round(lost / usual, 2),
-                "loaded_is_saved": all(jax.tree.leaves(same)),
+                "step_seconds": round(usual / steps_per_call, 4), "blocked": round(blocked, 3), "steps": until * steps_per_call,
+                "slower_by_percent": round(100 * lost / (usual * until + lost), 1),
+                "steps_lost": round(lost / usual * steps_per_call, 2), "loaded_is_saved": all(jax.tree.leaves(same)),
             }), flush=True)  # fmt: skip
 
 
