@@ -52,7 +52,7 @@ def main(batch_size: int, steps: int, saves: int, dtype: Any, steps_per_call: in
     batch = rows, sharding.put_number(mesh, steps_per_call)
     compiled = compile_step(several(train_step), state, batch, mesh, print)
 
-    calls = steps // steps_per_call
+    calls = max(steps // steps_per_call, 1)
     save_after = calls // 2 + calls + 1  # half of them untimed: a device changes its speed as it gets warm
 
     def train(state: TrainState, number: int) -> tuple[TrainState, np.ndarray, int, float]:
@@ -67,6 +67,7 @@ def main(batch_size: int, steps: int, saves: int, dtype: Any, steps_per_call: in
         while not done or len(ends) <= done + calls:
             state, metrics = compiled(state, batch)
             jax.block_until_ready(late)
+            assert not checkpoints.failed, "it has said why, and there would be no commit to wait for"
             ends.append(time.perf_counter())
             late, done = metrics, done or len(ends) * committed.exists()
             if copied is not None:
