@@ -6,11 +6,22 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ddpm_jax.cli import UsageError, blame, parse, run_script
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_jax import factory, schedules
 from ddpm_jax.config import Data, Diffusion, check_seed
+from ddpm_jax.config.cli import UsageError, blame, parse, run_script
+from ddpm_jax.data.sources import Source
+from ddpm_jax.devices import compiler
+from ddpm_jax.evaluation import likelihood, plots
+from ddpm_jax.factory import LoadedRun
+from ddpm_jax.likelihood import rate_distortion
+from ddpm_jax.runs.resumable import resumable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,65 +58,72 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     """Reads the options and the workdir, measures, and writes the figures."""
     options = parse(Options(), argv, str(__doc__))
-    for name in ("num", "batch_size", "ode_steps"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, received {getattr(options, name)}")
-    check_seed("--seed", options.seed)
-    if not (pathlib.Path(options.workdir) / "checkpoints").is_dir():  # told before anything is imported
-        raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
-
-    import jax  # here and below, so that --help and mistakes are answered at once
-    import numpy as np
-    from tqdm import tqdm
-
-    from ddpm_jax import factory, sharding
-    from ddpm_jax.evaluation import likelihood, records
-    from ddpm_jax.training import trained
+    check(options)
 
     # The model and the images.
-    sharding.divide_cores(options.batch_size)
+    compiler.divide_cores(options.batch_size)
     with blame("--workdir"):
-        model = trained.load(options.workdir, options.ema, options.checkpoint)
+        model = factory.load(options.workdir, options.ema, options.checkpoint)
     data = held_out(model.config.data, options, model.image_shape)
     source = factory.make_source(data)
     with blame("--path"):
         if source[0]["image"].shape != model.image_shape:
             raise ValueError(f"expected images of {model.image_shape}, as in training, received {source[0]['image'].shape}")
-    num = min(options.num or len(source), len(source))
-
-    # What is measured of each.
-    key, ode = jax.random.key(options.seed), options.metric == "ode_nll"
-    variance = checked_variance(options, model.config.diffusion)
     if source.num_classes is not None:
         factory.check_labels(model.config.network, source)
-
-    def denoise_of(labels: Any) -> Any:
-        return factory.bind_denoise(model.config, model.network, model.schedule, model.params, not ode, labels)
-
-    if ode:
-        per_image = functools.partial(likelihood.ode_nll, key, model.schedule, denoise_of, options.ode_steps, options.exact)
-    else:
-        per_image = functools.partial(likelihood.bound, key, model.schedule, denoise_of, variance)
-    in_batches = likelihood.in_batches(per_image, source, model.mesh, options.batch_size, num, tqdm.write)
-    measure = in_batches if ode else lambda batch: likelihood.sums(in_batches(batch))
+    num = len(source) if options.num is None else min(options.num, len(source))
 
     # Batch after batch, from where it was.
-    folder = pathlib.Path(options.workdir) / "evaluation"
-    name = "ode_nll" if ode else "bound"  # bpd and rate_distortion are two readings of the same terms
-    settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(data), "num": num}
-    settings |= {"batch_size": options.batch_size, "seed": options.seed}
-    settings |= {"ode_steps": options.ode_steps, "exact": options.exact} if ode else {"variance": variance}
-    found = []
+    name, measure, settings = measurement(options, model, source, num)
+    settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(data), "num": num} | settings
+    folder, found = pathlib.Path(options.workdir) / "evaluation", []
     with blame("--workdir"):
         folder.mkdir(exist_ok=True)
     with tqdm(total=num, unit="image", disable=None) as bar:
         batches = range(-(-num // options.batch_size))
-        for results in records.resumable(folder / f"{name}.jsonl", settings, batches, measure):
+        for results in resumable(folder / f"{name}.jsonl", settings, batches, measure):
             found.append(results)
             bar.update(len(results["bits_per_dimension"]))
     bits = np.concatenate([results["bits_per_dimension"] for results in found])
     means = {name: sum(results[name] for results in found) / num for name in found[0] if name != "bits_per_dimension"}
     report(options.metric, folder, settings, bits, means)
+
+
+def check(options: Options) -> None:
+    """Raises UsageError for what is wrong whatever the model."""
+    for name in ("num", "batch_size", "ode_steps"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, received {getattr(options, name)}")
+    check_seed("--seed", options.seed)
+    if not (pathlib.Path(options.workdir) / "checkpoints").is_dir():
+        raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
+
+
+def measurement(
+    options: Options, model: LoadedRun, source: Source, num: int
+) -> tuple[str, Callable[[int], dict[str, np.ndarray]], dict[str, Any]]:
+    """What is measured of each batch.
+
+    Returns:
+        The name of its file, the function of the batch's number, and the settings that decide its results.
+    """
+    key, is_ode = jax.random.key(options.seed), options.metric == "ode_nll"
+    variance = checked_variance(options, model.config.diffusion)
+
+    def denoise_of(labels: Any) -> Any:
+        return factory.bind(model.config, model.network, model.schedule, model.params, not is_ode, labels)
+
+    def in_batches(per_image: likelihood.PerImage) -> Callable[[int], dict[str, np.ndarray]]:
+        return likelihood.in_batches(per_image, source, model.mesh, options.batch_size, num, tqdm.write)
+
+    settings: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
+    if is_ode:
+        ode_nll = functools.partial(likelihood.ode_nll, key, model.schedule, denoise_of, options.ode_steps, options.exact)
+        return "ode_nll", in_batches(ode_nll), settings | {"ode_steps": options.ode_steps, "exact": options.exact}
+    # bpd and rate_distortion are two readings of the same terms
+    schedule = schedules.require_discrete(model.schedule, "the bound")
+    terms = in_batches(functools.partial(likelihood.bound, key, schedule, denoise_of, variance))
+    return "bound", lambda batch: likelihood.sums(terms(batch)), settings | {"variance": variance}
 
 
 def held_out(data: Data, options: Options, image_shape: Sequence[int]) -> Data:
@@ -129,14 +147,13 @@ def checked_variance(options: Options, diffusion: Diffusion) -> str:
         raise UsageError("--variance: expected fixed_small or fixed_large, for this model has not learned one")
     if options.metric == "ode_nll" and (diffusion.prediction == "mean" or diffusion.variance == "learned_raw"):
         raise UsageError("--metric: expected bpd or rate_distortion, for this model knows its schedule's own times alone")
+    if options.metric != "ode_nll" and diffusion.schedule.startswith("continuous"):
+        raise UsageError("--metric: expected ode_nll for a model in continuous time, whose bound has no steps")
     return options.variance or diffusion.variance.removesuffix("_raw")
 
 
 def report(metric: str, folder: pathlib.Path, settings: dict[str, Any], bits: Any, means: dict[str, Any]) -> None:
     """Prints the figures, and writes them as JSON and as a plot."""
-    from ddpm_jax.evaluation import likelihood, plots
-    from ddpm_jax.likelihood import rate_distortion
-
     bpd, error = likelihood.mean_and_error(bits)
     result: dict[str, Any] = {"metric": metric, **settings, "bpd": bpd, "standard_error": error}
     print(f"{bpd:.4f} +- {error:.4f} bits/dim on {len(bits)} images, step {settings['step']}")

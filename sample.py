@@ -5,18 +5,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
-from ddpm_jax.cli import UsageError, blame, parse, run_script
+from ddpm_jax import factory, likelihood, schedules
 from ddpm_jax.config import Config, Grid, Method, check_seed
-
-if TYPE_CHECKING:
-    from ddpm_jax.denoiser import Denoise
-    from ddpm_jax.factory import Edit
-    from ddpm_jax.training.trained import Trained
+from ddpm_jax.config.cli import UsageError, blame, parse, run_script
+from ddpm_jax.data import images
+from ddpm_jax.denoiser import Denoise
+from ddpm_jax.devices import compiler, sharding
+from ddpm_jax.factory import LoadedRun
+from ddpm_jax.pipelines.image import ImageEdit
+from ddpm_jax.runs.sample_folder import Gallery
+from ddpm_jax.samplers import Sampler, interpolation
+from ddpm_jax.samplers.base import initial_noise
+from ddpm_jax.schedules import Level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Options:
     sampler: Method | None = None
     """As the run's config says, by default; so for all below."""
     steps: int | None = None
-    """How many noise levels to visit."""
+    """Sampling steps."""
     eta: float | None = None
     """ddim: the share of noise that is drawn anew, 0 to 1."""
     variance: Literal["fixed_small", "fixed_large", "learned"] | None = None
@@ -81,22 +89,15 @@ def main(argv: Sequence[str]) -> None:
     options = parse(Options(), argv, str(__doc__))
     check(options)
 
-    import jax  # here and below, so that --help and mistakes are answered at once
-    from tqdm import tqdm
-
-    from ddpm_jax import factory, sharding
-    from ddpm_jax.gallery import Gallery
-    from ddpm_jax.training import trained
-
     batch_size = min(options.batch_size, options.num)
     is_experiment = any(getattr(options, name) is not None for name in EXPERIMENTS)
     if not is_experiment:
-        sharding.divide_cores(batch_size)
+        compiler.divide_cores(batch_size)
     with blame("--workdir"):
-        model = trained.load(options.workdir, options.ema, options.checkpoint)
+        model = factory.load(options.workdir, options.ema, options.checkpoint)
     config = with_options(model.config, options)
     edit = read_edit(options, model.image_shape)
-    draw = factory.make_draw(config, model.network, model.schedule, model.image_shape, edit)
+    draw = factory.make_generator(config, model.network, model.schedule, model.image_shape, edit)
     out = pathlib.Path(options.out)
     if is_experiment:
         experiment(options, config, model, out)
@@ -108,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     decides |= {"seed": options.seed, "weights": fingerprint((model.params, edit))}
     with blame("--out"):
         gallery = Gallery(out, decides, numbers, batch_size)
-    draw = sharding.compiled(draw, "the sampler", tqdm.write)
+    draw = compiler.compiled(draw, "the sampler", tqdm.write)
     for batch in tqdm(gallery.missing, unit="batch", disable=None):
         ids = sharding.put_ids(model.mesh, gallery.numbers(batch))
         image = jax.device_get(draw(jax.random.key(options.seed), model.params, ids))
@@ -123,74 +124,97 @@ def main(argv: Sequence[str]) -> None:
 EXPERIMENTS = ("film", "shared", "interpolate", "slerp", "coding")
 
 
-def experiment(options: Options, config: Config, model: Trained, out: pathlib.Path) -> None:
-    """One of the experiments of section 4 of Ho et al. 2020, or of Song et al. 2020, as pictures."""
-    import jax
-    import jax.numpy as jnp
+class Experiment:
+    """The figures of section 4 of Ho et al. 2020, and the interpolation of Song et al. 2020, from a trained model.
 
-    from ddpm_jax import experiments, factory, images
-    from ddpm_jax.samplers.base import initial_noise
+    Each method returns rows of images, float32 [rows, columns, H, W, C].
+    """
 
-    (name,) = (name for name in EXPERIMENTS if getattr(options, name) is not None)
-    value, key = getattr(options, name), jax.random.key(options.seed)
-    sampler = factory.make_sampler(config.sample, config.diffusion, model.schedule)
-    levels = factory.make_levels(config.sample, config.diffusion, model.schedule)
-    classes = factory.make_labels(config.sample, config.network)
-    the_class = None if config.sample.label is None else jnp.int32(config.sample.label[0])
+    def __init__(self, options: Options, config: Config, model: LoadedRun):
+        self.options, self.config, self.model = options, config, model
+        self.key: jax.Array = jax.random.key(options.seed)
+        self.sampler: Sampler = factory.make_sampler(config.sample, config.diffusion, model.schedule)
+        self.levels: Level = factory.make_levels(config.sample, config.diffusion, model.schedule)
+        self.labels = factory.make_labels(config.sample, config.network)
 
-    def told(labels: jax.Array | None, guidance: float = config.sample.guidance) -> Denoise:
-        return factory.bind_denoise(config, model.network, model.schedule, model.params, config.sample.clip, labels, guidance)
+    def denoise(self, labels: jax.Array | None, guidance: float | None = None) -> Denoise:
+        """The model, conditioned on labels [B]."""
+        model, sample = self.model, self.config.sample
+        scale = sample.guidance if guidance is None else guidance
+        return factory.bind(self.config, model.network, model.schedule, model.params, sample.clip, labels, scale)
 
-    def data(num: int) -> tuple[jax.Array, jax.Array]:
-        source = factory.make_source(config.data)
+    def one_label(self, num: int) -> jax.Array | None:
+        """The first label asked for, num times; None if none was."""
+        label = self.config.sample.label
+        return None if label is None else jnp.full(num, label[0], jnp.int32)
+
+    def data(self, num: int) -> tuple[jax.Array, jax.Array]:
+        """The first images of the training data, in [-1, 1], and their labels."""
+        source = factory.make_source(self.config.data)
         items = [source[i] for i in range(min(num, len(source)))]
         labels = np.stack([item.get("label", -1) for item in items])
         return images.to_float(jnp.asarray(np.stack([item["image"] for item in items]))), jnp.asarray(labels)
 
+    def film(self, num_frames: int) -> jax.Array:
+        """Progressive generation: the estimates of x0 at this many moments, one sample per row."""
+        shape = (min(self.options.num, 16), *self.model.image_shape)
+        moments = np.linspace(0, len(self.levels.t) - 2, num_frames).round().astype(int)
+        denoise = self.denoise(self.labels(jnp.arange(shape[0])))
+        run = jax.jit(lambda: interpolation.progressive(self.key, self.sampler, denoise, self.levels, shape)[1][moments])
+        return run().swapaxes(0, 1)
+
+    def shared(self, t: int) -> jax.Array:
+        """Samples that share x_t."""
+        num = self.options.num
+        shape, denoise = (num, *self.model.image_shape), self.denoise(self.one_label(num))
+        return jax.jit(lambda: interpolation.shared(self.key, self.sampler, denoise, self.levels, t, shape))()[None]
+
+    def interpolate(self, t: int) -> jax.Array:
+        """Pairs of the data, mixed at t and denoised, the pair at the ends of each row."""
+        pairs, _ = self.data(2 * min(self.options.num, 8))
+        a, b = pairs[::2], pairs[1::2]
+        shares, denoise = np.linspace(0, 1, 11).tolist(), self.denoise(self.one_label(len(a)))
+        run = jax.jit(lambda: interpolation.interpolate(self.key, self.sampler, denoise, self.levels, t, a, b, shares))
+        return jnp.concatenate([a[None], run(), b[None]]).swapaxes(0, 1)
+
+    def slerp(self, num_between: int) -> jax.Array:
+        """Pairs of samples, and this many between the noise they come from."""
+        ids = jnp.arange(max(min(self.options.num, 16) // 2, 1) * 2).reshape(-1, 2)
+        shape = (len(ids), *self.model.image_shape)
+        a, b = (initial_noise(self.key, self.levels, shape, ids[:, end]) for end in (0, 1))
+        shares, denoise = np.linspace(0, 1, num_between + 2).tolist(), self.denoise(self.one_label(len(ids)))
+        try:
+            run = jax.jit(lambda: interpolation.slerp(self.sampler, denoise, self.levels, a, b, shares))()
+        except TypeError:
+            sampler = self.config.sample.sampler
+            raise UsageError(f"--slerp: expected a sampler without noise, received {sampler}") from None
+        return run.swapaxes(0, 1)
+
+    def coding(self, num_stages: int) -> jax.Array:
+        """Images of the data as a receiver sees them at this many stages of progressive coding, then the data."""
+        x0, labels = self.data(min(self.options.num, 8))
+        schedule, denoise = schedules.require_discrete(self.model.schedule, "progressive coding"), self.denoise(labels, 1.0)
+        times = np.linspace(0, schedule.num_steps - 1, num_stages).round().astype(int).tolist()
+        variance = self.config.diffusion.variance.removesuffix("_raw")
+        run = jax.jit(lambda: likelihood.progressive_coding(self.key, schedule, denoise, x0, times, variance))
+        coded = run()
+        for stage in range(len(coded.rate)):
+            rate, error = coded.rate[stage].mean(), 127.5 * np.sqrt(coded.mse[stage].mean())
+            print(f"{rate:8.4f} bits/dim  RMSE {error:7.3f} of 255")
+        return jnp.concatenate([coded.x0, x0[None]]).swapaxes(0, 1)
+
+
+def experiment(options: Options, config: Config, model: LoadedRun, out: pathlib.Path) -> None:
+    """Writes the figure that was asked for."""
+    (name,) = (name for name in EXPERIMENTS if getattr(options, name) is not None)
+    figure: Callable[[int], jax.Array] = getattr(Experiment(options, config, model), name)
     with blame(f"--{name}"):
-        match name:
-            case "film":
-                shape = (min(options.num, 16), *model.image_shape)
-                moments = np.linspace(0, len(levels.t) - 2, value).round().astype(int)
-                denoise = told(classes(jnp.arange(shape[0])))
-                run = jax.jit(lambda: experiments.progressive(key, sampler, denoise, levels, shape)[1][moments])
-                rows = images.to_uint8(run()).swapaxes(0, 1)
-            case "shared":
-                shape = (options.num, *model.image_shape)
-                run = jax.jit(lambda: experiments.shared(key, sampler, told(the_class), levels, value, shape))
-                rows = images.to_uint8(run())[None]
-            case "interpolate":
-                pairs, _ = data(2 * min(options.num, 8))
-                a, b = pairs[::2], pairs[1::2]
-                shares, denoise = np.linspace(0, 1, 11).tolist(), told(the_class)
-                mixed = jax.jit(lambda: experiments.interpolate(key, sampler, denoise, levels, value, a, b, shares))()
-                rows = images.to_uint8(jnp.concatenate([a[None], mixed, b[None]])).swapaxes(0, 1)
-            case "slerp":
-                ids = jnp.arange(max(min(options.num, 16) // 2, 1) * 2).reshape(-1, 2)
-                a, b = (initial_noise(key, levels, (len(ids), *model.image_shape), ids[:, end]) for end in (0, 1))
-                shares, denoise = np.linspace(0, 1, value + 2).tolist(), told(the_class)
-                try:
-                    between = jax.jit(lambda: experiments.slerp(sampler, denoise, levels, a, b, shares))()
-                except TypeError:
-                    raise UsageError(f"--slerp: expected a sampler without noise, received {config.sample.sampler}") from None
-                rows = images.to_uint8(between).swapaxes(0, 1)
-            case "coding":
-                x0, labels = data(min(options.num, 8))
-                denoise = told(labels, 1.0)
-                times = np.linspace(0, model.schedule.num_steps - 1, value).round().astype(int).tolist()
-                variance = config.diffusion.variance.removesuffix("_raw")
-                code = jax.jit(lambda: experiments.progressive_coding(key, model.schedule, denoise, x0, times, variance))
-                coded = code()
-                for stage in range(len(coded.rate)):
-                    rate, error = coded.rate[stage].mean(), 127.5 * np.sqrt(coded.mse[stage].mean())
-                    print(f"{rate:8.4f} bits/dim  RMSE {error:7.3f} of 255")
-                rows = images.to_uint8(jnp.concatenate([coded.x0, x0[None]])).swapaxes(0, 1)
-    rows = jax.device_get(rows)
-    columns = rows.shape[1] if name != "shared" else None
+        rows = jax.device_get(images.to_uint8(figure(getattr(options, name))))
     with blame("--out"):
         out.mkdir(parents=True, exist_ok=True)
     if name == "film":
         images.save_film(out / "film.gif", rows.swapaxes(0, 1))
+    columns = None if name == "shared" else rows.shape[1]
     images.save_grid(out / f"{name}.png", rows.reshape(-1, *model.image_shape), columns=columns)
     print(f"step {model.step} of {options.workdir}: {out / name}.png")
 
@@ -218,24 +242,20 @@ def check(options: Options) -> None:
         raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
 
 
-def read_edit(options: Options, image_shape: tuple[int, int, int]) -> Edit | None:
+def read_edit(options: Options, image_shape: tuple[int, int, int]) -> ImageEdit | None:
     """What to start from in place of noise, or None. Raises UsageError for files that do not fit."""
-    from ddpm_jax import factory, images
-
     if options.init_image is None:
         return None
     with blame("--init-image"):
         image = images.load(options.init_image, image_shape) / np.float32(127.5) - 1
     if options.inpaint is None:
-        return factory.Edit(image, strength=0.5 if options.strength is None else options.strength)
+        return ImageEdit(image, strength=0.5 if options.strength is None else options.strength)
     with blame("--inpaint"):
-        return factory.Edit(image, images.load(options.inpaint, (*image_shape[:2], 1)) / np.float32(255))
+        return ImageEdit(image, images.load(options.inpaint, (*image_shape[:2], 1)) / np.float32(255))
 
 
 def fingerprint(tree: Any) -> str:
     """A hash of all arrays and numbers in a tree."""
-    import jax
-
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         found.update(np.ascontiguousarray(leaf).tobytes())

@@ -3,11 +3,30 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from ddpm_jax.cli import blame, run_script
-from ddpm_jax.config import check, everies, read_config
-from ddpm_jax.workdir import claim, describe, restore, write_config
+import jax
+from grain import MapDataset
+from jax.sharding import Mesh
+
+from ddpm_jax import factory
+from ddpm_jax.config import Config, check, everies, read_config
+from ddpm_jax.config.cli import blame, run_script
+from ddpm_jax.data import images, pipeline
+from ddpm_jax.data.sources import Source
+from ddpm_jax.devices import distributed, sharding
+from ddpm_jax.devices.preemption import Preemption
+from ddpm_jax.runs import metric_writers
+from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.workdir import claim, describe, restore, write_config
+from ddpm_jax.training import loop
+from ddpm_jax.training.metrics import Record
+from ddpm_jax.training.objective import Objective
+from ddpm_jax.training.saving import Saver
+from ddpm_jax.training.snapshots import Snapshots
+from ddpm_jax.training.state import TrainState, begin, init_state, num_params
+from ddpm_jax.training.step import make_train_step
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
@@ -16,121 +35,140 @@ def main(argv: Sequence[str]) -> None:
     """Reads the config, builds what it names, and trains it."""
     config = read_config(argv, CONFIGS, default="digits", description=str(__doc__))
     check(config)
+    is_first = join(config)  # whether this process writes and prints for all
 
-    import jax  # here and below, so that --help and mistakes are answered at once
-
-    from ddpm_jax import distributed, factory, images, sharding, writers
-    from ddpm_jax.checkpoint import Checkpoints
-    from ddpm_jax.data import pipeline
-    from ddpm_jax.preemption import Preemption
-    from ddpm_jax.training import loop
-    from ddpm_jax.training.record import Record
-    from ddpm_jax.training.saver import Saver
-    from ddpm_jax.training.snapshots import Snapshots
-    from ddpm_jax.training.state import TrainState, begin, init_state, num_params
-    from ddpm_jax.training.step import make_train_step
-
-    with blame("--devices"):
-        first = distributed.join(  # whether this process writes and speaks for all
-            config.devices.coordinator, config.devices.num_processes, config.devices.process_id, config.devices.cluster,
-            config.devices.timeout,
-        )  # fmt: skip
-
-    # What is trained.
+    # The data, the objective, and the step.
     source = factory.make_source(config.data)
     with blame("--data"):
         image_shape = source[0]["image"].shape
-    schedule = factory.make_schedule(config.diffusion)
     factory.check_labels(config.network, source)
-    network = factory.make_network(config, image_shape)
-    loss = factory.make_loss(config.loss, config.diffusion, schedule)
-    history, draw_times = factory.make_times(config.loss, schedule.num_steps, config.train.batch_size)
+    objective = factory.make_objective(config, image_shape)
     learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
     optimizer = factory.make_optimizer(config.optimizer, learning_rate)
     averages = factory.make_averages(config.ema, config.train.batch_size)
-    drawn_with = next(iter(averages))
-    draw = factory.make_draw(config, network, schedule, image_shape)
-
-    # Where, and by which step.
-    mesh = sharding.make_mesh()
-    key = jax.random.key(config.train.seed)
-    init = functools.partial(init_state, key, network, optimizer, image_shape, averages, history)
-    with blame("--network"):
-        shapes = jax.eval_shape(init)
-    with blame("--devices.axes"):
-        sharded = config.devices.state == "sharded"
-        layout = sharding.divided(mesh, shapes, config.devices.axes) if sharded else sharding.replicated(mesh)
-    with blame("--train.batch_size"):
-        sharding.check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
-    with blame("--data"):
-        batches = pipeline.batches(
-            source, config.train.batch_size, config.train.seed,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )  # fmt: skip
+    mesh, key = sharding.make_mesh(), jax.random.key(config.train.seed)
+    gather = functools.partial(sharding.gather, mesh)
     train_step = make_train_step(
-        key, network, loss, draw_times, optimizer, learning_rate, averages, schedule.num_steps,
-        accumulate=config.train.accumulate, num_classes=config.network.num_classes,
-        label_dropout=config.train.label_dropout, random_flip=config.data.random_flip,
-        gather=functools.partial(sharding.gather, mesh),
-    )  # fmt: skip
-
+        key, objective, optimizer, learning_rate, averages, accumulate=config.train.accumulate, gather=gather
+    )
+    batches = read_batches(config, source, mesh)
+    init = functools.partial(init_state, key, objective, optimizer, averages)
+    shapes, layout = place(config, init, mesh)
     if config.train.tensorboard:
         with blame("--train.tensorboard"):
-            writers.require_tensorboard()
+            metric_writers.require_tensorboard()
 
     with contextlib.ExitStack() as stack:
-        # From the last checkpoint, or from the start.
-        workdir = stack.enter_context(claim(config)) if first else pathlib.Path(config.workdir)
+        # The state: from the last checkpoint, from imported weights, or new.
+        workdir = stack.enter_context(claim(config)) if is_first else pathlib.Path(config.workdir)
         distributed.wait("claim")
-        terminal = stack.enter_context(contextlib.closing(writers.Terminal(config.train.num_steps)))
+        terminal = stack.enter_context(contextlib.closing(metric_writers.Terminal(config.train.num_steps)))
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, terminal.say)
         )
-        parts, begun = restore(checkpoints, config, image_shape, sharding.placed(shapes, layout).parts())
+        parts, saved = restore(checkpoints, config, image_shape, sharding.placed(shapes, layout).parts())
         if parts is None:
             state = sharding.create(init, layout)
         elif parts.keys() == {"params"}:
-            state = sharding.create(lambda params: begin(params, optimizer, averages, history), layout, parts["params"])
+            begun = functools.partial(begin, optimizer=optimizer, averages=averages, history=objective.memory)
+            state = sharding.create(begun, layout, parts["params"])
         else:
             state = TrainState.of(parts)
-        start = int(state.step)
 
-        # What is written down.
-        with blame("--workdir"):
-            outputs = writers.make_writers(workdir, start, config.train.tensorboard) if first else []
-            if first:
-                write_config(workdir, config)
-        for output in outputs:
-            stack.enter_context(contextlib.closing(output))
-        record = Record(
-            terminal, outputs, config.train.log_every, config.train.num_steps, config.train.batch_size, begun.get("sums")
-        )
+        # Metrics, checkpoints, snapshots and samples.
+        record = open_record(config, workdir if is_first else None, terminal, int(state.step), saved.get("sums"), stack)
+        saver = Saver(checkpoints, record, describe(config, image_shape), config.checkpoint.every)
         powers = [factory.power_name(width) for width in config.ema.power]
         snapshots = stack.enter_context(Snapshots(workdir, powers, config.ema.snapshot_every, config.ema.snapshots))
-        saver = Saver(checkpoints, record, describe(config, image_shape), config.checkpoint.every)
-
-        def draw_grid(state: TrainState) -> None:
-            params, ids = sharding.copies(mesh, state.ema[drawn_with]), sharding.put_ids(mesh, range(config.sample.num))
-            image = sharding.copies(mesh, draw(jax.random.key(config.sample.seed), params, ids))
-            if first:
-                images.save_grid(workdir / "samples" / f"{int(state.step)}.png", jax.device_get(image))
-
-        terminal.begin(start)
-        steps_per_call = config.train.steps_per_call
-        if steps_per_call is None:
-            steps_per_call = loop.default_steps_per_call(everies(config).values())
-        terminal.say(
-            f"{workdir}: {num_params(state.params):,} parameters, {len(source):,} images of {image_shape}, "
-            f"{mesh.size} x {jax.devices()[0].device_kind}, from step {start} to {config.train.num_steps}"
-            f"{f', {steps_per_call} steps a call' if steps_per_call > 1 else ''}"
-        )
-        data = stack.enter_context(contextlib.closing(pipeline.iterate(batches, start)))
+        draw = sample_drawer(config, objective, mesh, workdir if is_first else None, terminal)
+        steps_per_call = announce(config, state, f"{len(source):,} images of {image_shape}", mesh, terminal)
         loop.train(
-            state, train_step, data, mesh, config.train.num_steps, record=record, saver=saver, snapshots=snapshots,
-            draw=draw_grid, draw_every=config.train.sample_every, preemption=stack.enter_context(Preemption()),
-            steps_per_call=steps_per_call,
+            state, train_step, stack.enter_context(contextlib.closing(pipeline.iterate(batches, int(state.step)))), mesh,
+            config.train.num_steps, record=record, saver=saver, snapshots=snapshots,
+            preemption=stack.enter_context(Preemption()), hooks=[(config.train.sample_every, draw)],
+            average=next(iter(averages)), frozen=sharding.copies(mesh, objective.frozen), steps_per_call=steps_per_call,
         )  # fmt: skip
         terminal.say(f"samples are in {workdir / 'samples'}; for more: python sample.py --workdir {workdir}")
+
+
+def join(config: Config) -> bool:
+    """Joins the other processes of the run, if there are any; returns whether this is the first."""
+    devices = config.devices
+    with blame("--devices"):
+        return distributed.join(
+            devices.coordinator, devices.num_processes, devices.process_id, devices.cluster, devices.timeout
+        )
+
+
+def read_batches(config: Config, source: Source, mesh: Mesh) -> MapDataset:
+    """This process's part of each batch."""
+    with blame("--train.batch_size"):
+        sharding.check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+    with blame("--data"):
+        return pipeline.batches(
+            source, config.train.batch_size, config.train.seed,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
+
+
+def place(config: Config, init: Callable[[], TrainState], mesh: Mesh) -> tuple[Any, Any]:
+    """The shapes of the state, and where each array lives."""
+    with blame("--network"):
+        shapes = jax.eval_shape(init)
+    if config.devices.state == "replicated":
+        return shapes, sharding.replicated(mesh)
+    with blame("--devices.axes"):
+        return shapes, sharding.divided(mesh, shapes, config.devices.axes)
+
+
+def open_record(
+    config: Config,
+    workdir: pathlib.Path | None,
+    terminal: metric_writers.Terminal,
+    step: int,
+    sums: dict[str, Any] | None,
+    stack: contextlib.ExitStack,
+) -> Record:
+    """The record of the run from a step on; writes into the workdir, if this process has one, until the stack closes."""
+    outputs = []
+    if workdir is not None:
+        with blame("--workdir"):
+            outputs = metric_writers.make_writers(workdir, step, config.train.tensorboard)
+            write_config(workdir, config)
+    for output in outputs:
+        stack.enter_context(contextlib.closing(output))
+    terminal.begin(step)
+    return Record(terminal, outputs, config.train.log_every, config.train.num_steps, config.train.batch_size, sums)
+
+
+def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal: metric_writers.Terminal) -> int:
+    """Says what is about to be trained on what; returns the steps per dispatch."""
+    steps_per_call = config.train.steps_per_call
+    if steps_per_call is None:
+        steps_per_call = loop.default_steps_per_call(everies(config).values())
+    terminal.say(
+        f"{config.workdir}: {num_params(state.params):,} parameters, {data}, {mesh.size} x {jax.devices()[0].device_kind}, "
+        f"from step {int(state.step)} to {config.train.num_steps}"
+        f"{f', {steps_per_call} steps a call' if steps_per_call > 1 else ''}"
+    )
+    return steps_per_call
+
+
+def sample_drawer(
+    config: Config, objective: Objective, mesh: Mesh, workdir: pathlib.Path | None, terminal: metric_writers.Terminal
+) -> Callable[[int, Any], None]:
+    """The hook that draws a grid of samples; all processes compute it, and the one that has a workdir writes it."""
+
+    def draw(step: int, params: Any) -> None:
+        image = sharding.copies(mesh, objective.preview(params, jax.random.key(config.sample.seed), objective.frozen))
+        if workdir is None:
+            return
+        try:
+            images.save_grid(workdir / "samples" / f"{step}.png", jax.device_get(image))
+        except OSError as error:  # no room is no reason to end the run
+            terminal.say(f"CANNOT DRAW step {step}: {error}")
+
+    return draw
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ channels first or last. On a GPU both sides take it; `--dtype bfloat16` is autoc
 `share of peak` in training is 3 times the forward pass's multiplications and additions, in the plain form of the network, by
 the time, over the rate of ours or PyTorch's large matrix product, whichever is higher, measured in every pair. `memory` is the
 most that was taken of the GPU's, or without one what the whole process held of the host's in its turns. Sampling divides a
-batch among the cores, as sample.py does; JAX_NUM_CPU_DEVICES=1 in the environment leaves it whole. Both have the huge pages
-that train.py takes; GLIBC_TUNABLES="" in the environment leaves them out.
+batch among the cores, as sample.py does; JAX_NUM_CPU_DEVICES=1 in the environment leaves it whole.
 """
 
 import argparse
@@ -32,7 +31,6 @@ import platform
 import numpy as np
 from sides.turns import Side
 
-from ddpm_jax import cli
 from ddpm_jax.config import Config, read_config
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -83,7 +81,6 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of PyTorch, to choose among")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
-    cli.take_huge_pages()
     os.environ["TQDM_DISABLE"] = "1"  # or lucidrains' sampler shows a bar
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's memory, so that both sides have some

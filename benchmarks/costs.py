@@ -21,7 +21,6 @@ import os
 from against_pytorch import SHAPES, config_of
 from sides.turns import Side
 
-from ddpm_jax import cli
 from ddpm_jax.config import Config
 
 VARIED = ("batch_size", "channels", "image_size", "devices", "steps")
@@ -53,7 +52,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "sampling":
         options.what = "ddim"
-    cli.take_huge_pages()
 
     print(f"{options.vary:>10}  images/s  ms taken  ms least   GFLOP      GB   MiB   GFLOP/s of the most   GB/s of the most")
     for value in options.values:

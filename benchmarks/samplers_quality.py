@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from digits_quality import REAL, frechet
 
-from ddpm_jax import factory, images, samplers, schedules, sharding
+from ddpm_jax import factory, samplers, schedules
+from ddpm_jax.data import images
+from ddpm_jax.devices import compiler
 from ddpm_jax.evaluation import plots
 from ddpm_jax.samplers import Churn, Sampler, grids
-from ddpm_jax.training import trained
 
 CALLS = (5, 10, 20, 50, 100)
 TWO_CALLS = ("heun", "heun churn", "dpm_solver_pp_2s", "langevin")
@@ -62,7 +63,7 @@ def levels_of(name: str, schedule: schedules.Schedule, num_steps: int) -> schedu
     return grids.spaced(schedule, num_steps, "trailing")
 
 
-def some_data(model: trained.Trained, num: int) -> tuple[jax.Array, jax.Array]:
+def some_data(model: factory.LoadedRun, num: int) -> tuple[jax.Array, jax.Array]:
     """Images of the model's data, in [-1, 1], and their labels, -1 where there are none."""
     source = factory.make_source(model.config.data)
     items = [source[i] for i in range(num)]
@@ -70,21 +71,22 @@ def some_data(model: trained.Trained, num: int) -> tuple[jax.Array, jax.Array]:
     return images.to_float(jnp.asarray(np.stack([item["image"] for item in items]))), labels
 
 
-def mean_squared_eps(model: trained.Trained) -> np.ndarray:
+def mean_squared_eps(model: factory.LoadedRun) -> np.ndarray:
     """What analytic_dpm needs to know of the model, from 256 images of its data."""
     x0, labels = some_data(model, 256)
-    denoise = factory.bind_denoise(model.config, model.network, model.schedule, model.params, False, labels)
-    run = jax.jit(lambda: samplers.mean_squared_eps(jax.random.key(1), model.schedule, denoise, x0))
+    denoise = factory.bind(model.config, model.network, model.schedule, model.params, False, labels)
+    schedule = schedules.require_discrete(model.schedule, "analytic_dpm")
+    run = jax.jit(lambda: samplers.mean_squared_eps(jax.random.key(1), schedule, denoise, x0))
     return np.asarray(run())
 
 
-def inversion_error(model: trained.Trained, num_steps: int) -> float:
+def inversion_error(model: factory.LoadedRun, num_steps: int) -> float:
     """The mean absolute error of 256 images that DDIM turned to noise and back, on the scale [-1, 1]."""
     x0, labels = some_data(model, 256)
-    denoise = factory.bind_denoise(model.config, model.network, model.schedule, model.params, False, labels)
+    denoise = factory.bind(model.config, model.network, model.schedule, model.params, False, labels)
     levels, ddim = grids.spaced(model.schedule, num_steps), samplers.ddim()
 
-    @functools.partial(jax.jit, compiler_options=sharding.compiler_options())
+    @functools.partial(jax.jit, compiler_options=compiler.compiler_options())
     def there_and_back(x0: jax.Array) -> jax.Array:
         noise = samplers.sample(None, ddim, denoise, grids.reversed(levels), x0.shape, x_init=x0)
         return samplers.sample(None, ddim, denoise, levels, x0.shape, x_init=noise)
@@ -92,17 +94,17 @@ def inversion_error(model: trained.Trained, num_steps: int) -> float:
     return float(jnp.mean(jnp.abs(there_and_back(x0) - x0)))
 
 
-def measure(model: trained.Trained, num: int) -> list[dict[str, Any]]:
+def measure(model: factory.LoadedRun, num: int) -> list[dict[str, Any]]:
     """One row for each sampler and number of calls: {"sampler", "calls", "frechet"}."""
-    config, schedule, ids = model.config, model.schedule, jnp.arange(num)
+    config, schedule, ids = model.config, schedules.require_discrete(model.schedule, "samplers"), jnp.arange(num)
     labels = factory.make_labels(dataclasses.replace(config.sample, label=None, guidance=1.0), config.network)(ids)
-    denoise = factory.bind_denoise(config, model.network, schedule, model.params, True, labels)
+    denoise = factory.bind(config, model.network, schedule, model.params, True, labels)
     key = jax.random.key(0)
 
     def distance(sampler: Sampler, levels: schedules.Level) -> float:
         draw = jax.jit(
             lambda: images.to_uint8(samplers.sample(key, sampler, denoise, levels, (num, *model.image_shape))),
-            compiler_options=sharding.compiler_options(),
+            compiler_options=compiler.compiler_options(),
         )
         return frechet(np.asarray(draw()).reshape(num, -1) * (16 / 255), REAL)
 
@@ -138,7 +140,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=500, help="digits for each distance")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/samplers"))
     args = parser.parse_args()
-    model = trained.load(args.workdir)
+    model = factory.load(args.workdir)
     rows = measure(model, args.num)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -3,7 +3,7 @@
 What is imported here needs jax and numpy alone; networks, data and training are imported by name, as `ddpm_jax.networks`.
 """
 
-from ddpm_jax import denoiser, diffusion, guidance, losses, samplers, schedules
+from ddpm_jax import denoiser, diffusion, guidance, likelihood, losses, samplers, schedules
 from ddpm_jax._version import __version__
 
-__all__ = ["__version__", "denoiser", "diffusion", "guidance", "losses", "samplers", "schedules"]
+__all__ = ["__version__", "denoiser", "diffusion", "guidance", "likelihood", "losses", "samplers", "schedules"]

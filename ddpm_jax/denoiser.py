@@ -10,19 +10,19 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ddpm_jax import diffusion
-from ddpm_jax.schedules import Level, Schedule
+from ddpm_jax.schedules import HasLevels, Level, Schedule, require_discrete
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 """(x_t [B, ...], t [B]) -> the network's raw output; parameters, labels and dropout key are already bound."""
 
 
 class Denoised(NamedTuple):
-    """What is believed about x_t.
+    """The denoiser's prediction at x_t.
 
     Attributes:
         x0: Estimate of the clean data [B, ...].
-        eps: The noise that goes with it [B, ...]. Both are finite, also at alpha = 0 and at sigma = 0.
-        fraction: A learned variance [B, ...], as interpolation in log space, where the network has one.
+        eps: The corresponding noise [B, ...]. Both are finite, also at alpha = 0 and at sigma = 0.
+        fraction: Learned variance [B, ...] as a fraction between beta_tilde and beta in log space, or None.
     """
 
     x0: jax.Array
@@ -35,57 +35,69 @@ Denoise = Callable[[jax.Array, Level], Denoised]
 
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_raw")
-"""What the variance of p(x_{t-1} | x_t) is: the posterior's, beta, or the network's word (see `read`)."""
+"""The variance of p(x_{t-1} | x_t): the posterior variance, beta, or learned (see `read`)."""
 
 
 def make_denoise(
-    schedule: Schedule, predict: Predict, prediction: str = "eps", clip: bool = True, variance: str = "fixed_large"
+    schedule: HasLevels, predict: Predict, prediction: str = "eps", clip: bool = True, variance: str = "fixed_large"
 ) -> Denoise:
     """Turns a network into a Denoise.
 
     Args:
-        schedule: The schedule that the network was trained on. A level whose t it does not have gives NaN.
-        predict: The network, (x_t [B, ..., C], t [B]) -> [B, ..., C], or [B, ..., 2C] where it learned its variance.
-        prediction: What it predicts: "eps", "x0", "v", "score" or "mean".
-        clip: Whether x0 is clipped to [-1, 1], as DDPM does in sampling, and eps derived from it anew.
-        variance: One of VARIANCES. "learned" and "learned_raw" say that the second half of the last axis is a variance.
+        schedule: The schedule that the network was trained on, in discrete or continuous time. A level whose t is out of
+            its range, 0 to `schedule.last`, gives NaN.
+        predict: The network, (x_t [B, ..., C], t [B]) -> [B, ..., C], or [B, ..., 2C] if it learned its variance.
+        prediction: What it predicts: "eps", "x0", "v", "score", or "mean" (in discrete time only).
+        clip: Whether x0 is clipped to [-1, 1], as DDPM does in sampling, and eps recomputed from it.
+        variance: One of VARIANCES. With "learned" and "learned_raw", in discrete time only, the second half of the
+            output's last axis is the variance.
 
     Returns:
         The Denoise.
 
     Raises:
-        ValueError: an unknown prediction or variance; when called, an output that does not have the channels it should.
+        ValueError: an unknown prediction or variance, or one that continuous time does not have; when called, an output
+            with a wrong number of channels.
         TypeError: when called, "mean" or "learned_raw" at fractional times.
     """
-    if prediction not in diffusion.PREDICTIONS:
-        raise ValueError(f"prediction: expected one of {diffusion.PREDICTIONS}, received {prediction!r}")
-    if variance not in VARIANCES:
-        raise ValueError(f"variance: expected one of {VARIANCES}, received {variance!r}")
+    _check(schedule, prediction, variance)
 
     def denoise(x_t: jax.Array, level: Level) -> Denoised:
         output = predict(x_t, jnp.broadcast_to(level.t, x_t.shape[:1]))
         denoised = read(schedule, level, x_t, output, prediction, variance)
-        known = diffusion.expand((level.t >= 0) & (level.t <= schedule.num_steps - 1), x_t)
+        known = diffusion.expand((level.t >= 0) & (level.t <= schedule.last), x_t)
         return jax.tree.map(lambda a: jnp.where(known, a, jnp.nan), denoised)
 
     return clipped(denoise) if clip else denoise
 
 
+def _check(schedule: HasLevels, prediction: str, variance: str) -> None:
+    """Raises ValueError: an unknown prediction or variance, or one that continuous time does not have."""
+    if prediction not in diffusion.PREDICTIONS:
+        raise ValueError(f"prediction: expected one of {diffusion.PREDICTIONS}, received {prediction!r}")
+    if variance not in VARIANCES:
+        raise ValueError(f"variance: expected one of {VARIANCES}, received {variance!r}")
+    if prediction == "mean":
+        diffusion.schedule_of_mean(schedule)
+    if variance in ("learned", "learned_raw"):
+        require_discrete(schedule, f"the variance {variance!r}")
+
+
 def read(
-    schedule: Schedule, level: Level, x_t: jax.Array, output: jax.Array, prediction: str, variance: str = "fixed_large"
+    schedule: HasLevels, level: Level, x_t: jax.Array, output: jax.Array, prediction: str, variance: str = "fixed_large"
 ) -> Denoised:
-    """Reads the output of a network as an estimate of the clean data, its noise, and perhaps the variance of the step.
+    """Reads the output of a network: the estimate of the clean data, the noise, and the variance of the step if learned.
 
         learned       u [B, ..., C] -> fraction (u + 1) / 2: log variance = fraction log beta + (1 - fraction) log
                       beta_tilde                                     (Eq. 15, Nichol & Dhariwal 2021, arXiv 2102.09672)
-        learned_raw   u is the log variance itself ("learned" in the code of Ho et al. 2020), given as the fraction that
-                      means the same, so that it serves steps of any length; needs integer times
+        learned_raw   u is the log variance itself ("learned" in the code of Ho et al. 2020), converted to the equivalent
+                      fraction, so that it serves steps of any length; needs integer times
 
     Args:
-        schedule: The schedule of the network.
+        schedule: The schedule of the network, in discrete time for a mean or a learned variance.
         level: Scalars or [B].
-        x_t: Noised data [B, ..., C].
-        output: [B, ..., C], and [B, ..., 2C] where the variance is learned: prediction first, then u.
+        x_t: Noisy data [B, ..., C].
+        output: [B, ..., C], and [B, ..., 2C] if the variance is learned: prediction first, then u.
         prediction: "eps", "x0", "v", "score" or "mean".
         variance: One of VARIANCES.
 
@@ -93,15 +105,18 @@ def read(
         The Denoised, not clipped.
 
     Raises:
-        ValueError: an unknown prediction, or an output in another shape.
+        ValueError: an unknown prediction or variance, or one that continuous time does not have; an output in another
+            shape.
         TypeError: "mean" or "learned_raw" at fractional times.
     """
+    _check(schedule, prediction, variance)
     output, u = split(output, x_t, variance)
     x0, eps = diffusion.x0_and_eps(level, x_t, output, prediction, schedule)
     if u is None:
         return Denoised(x0, eps)
     if variance == "learned":
         return Denoised(x0, eps, (u + 1) / 2)
+    schedule = require_discrete(schedule, f"the variance {variance!r}")
     small, span = (diffusion.expand(a, x_t) for a in diffusion.log_variance_range(schedule, level.t))
     return Denoised(x0, eps, (u - small) / span)
 
@@ -129,9 +144,9 @@ def p_reverse(
     """The model's step p(x_{t-1} | x_t): the posterior q(x_{t-1} | x_t, x0) at the estimated x0, Eq. 11 of Ho et al. 2020.
 
     Args:
-        schedule: The noise schedule, T >= 2 steps.
-        denoised: What is believed about x_t.
-        x_t: Noised data [B, ...].
+        schedule: The noise schedule, in discrete time, T >= 2 steps.
+        denoised: The denoiser's prediction at x_t.
+        x_t: Noisy data [B, ...].
         t: Integers in 0..T-1, [B] or a scalar.
         variance: "fixed_small", the posterior's; "fixed_large", beta; "learned", by `denoised.fraction`. At t = 0 the
             posterior's, which is 0, is taken from t = 1, and "fixed_large" is that too, as in the authors' code.
@@ -140,7 +155,8 @@ def p_reverse(
         The Gaussian.
 
     Raises:
-        ValueError: an unknown variance, or a learned one where there is none; t or T out of range.
+        ValueError: an unknown variance, or a learned one that the model lacks; t or T out of range; a schedule in
+            continuous time.
         TypeError: t is not an integer.
     """
     mean, _, small = diffusion.q_posterior(schedule, denoised.x0, x_t, t)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ddpm_jax.schedules import Level, Schedule, lookup
+from ddpm_jax.schedules import HasLevels, Level, Schedule, lookup, require_discrete
 
 PREDICTIONS = ("eps", "x0", "v", "score", "mean")
 
@@ -43,21 +43,21 @@ def expand(a: ArrayLike, x: jax.Array) -> jax.Array:
     return a.reshape(a.shape + (1,) * (x.ndim - a.ndim)) if a.ndim else a
 
 
-def q_sample(schedule: Schedule, x0: jax.Array, t: ArrayLike, noise: jax.Array) -> jax.Array:
-    """Noises data: draws from q(x_t | x0), Eq. 4 of Ho et al. 2020.
+def q_sample(schedule: HasLevels, x0: jax.Array, t: ArrayLike, noise: jax.Array) -> jax.Array:
+    """Adds noise to data: samples q(x_t | x0), Eq. 4 of Ho et al. 2020.
 
     Args:
-        schedule: The noise schedule, T steps.
+        schedule: The noise schedule, in discrete time (T steps) or in continuous time.
         x0: Clean data [B, ...], in [-1, 1].
-        t: Integers in 0..T-1, [B] or a scalar.
+        t: The times, [B] or a scalar: integers in 0..T-1, or real numbers in [0, 1] in continuous time.
         noise: Standard normal, in the shape of x0.
 
     Returns:
-        x_t [B, ...], in the dtype of x0; NaN where a traced t lies outside 0..T-1.
+        x_t [B, ...], in the dtype of x0; NaN if a traced t is out of range.
 
     Raises:
-        TypeError: t is not an integer, or x0 is not floating-point.
-        ValueError: noise has another shape than x0; a concrete t lies outside 0..T-1.
+        TypeError: a discrete schedule's t is not an integer, or x0 is not floating-point.
+        ValueError: noise has another shape than x0; a concrete t is out of range.
     """
     if noise.shape != x0.shape:
         raise ValueError(f"noise: expected the shape of x0, {x0.shape}, received {noise.shape}")
@@ -85,7 +85,7 @@ def q_posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: ArrayLike)
 
     Raises:
         TypeError: t is not an integer.
-        ValueError: a concrete t lies outside 0..T-1, or T is 1, where there is no t = 1.
+        ValueError: a concrete t lies outside 0..T-1; T is 1, so that there is no t = 1; or time is continuous.
     """
     x0_scale, x_scale = posterior_scales(schedule, t)
     mean = expand(x0_scale, x0) * x0 + expand(x_scale, x0) * x_t
@@ -96,20 +96,20 @@ def q_posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: ArrayLike)
 
 
 def posterior_scales(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """How the mean of q(x_{t-1} | x_t, x0) is made of x0 and of x_t, Eq. 7 of Ho et al. 2020; 1 and 0 at t = 0.
+    """Coefficients of x0 and x_t in the mean of q(x_{t-1} | x_t, x0), Eq. 7 of Ho et al. 2020; 1 and 0 at t = 0.
 
     Args:
         schedule: The noise schedule, T >= 2 steps.
         t: Integers in 0..T-1, of any shape.
 
     Returns:
-        The scales of x0 and of x_t, each in the shape of t.
+        The coefficients of x0 and of x_t, each in the shape of t.
 
     Raises:
         TypeError: t is not an integer.
-        ValueError: a concrete t lies outside 0..T-1, or T is 1.
+        ValueError: a concrete t lies outside 0..T-1, T is 1, or time is continuous.
     """
-    if schedule.num_steps < 2:
+    if require_discrete(schedule, "q(x_{t-1} | x_t, x0)").num_steps < 2:
         raise ValueError(f"schedule: expected at least 2 steps, received {schedule.num_steps}")
     t = schedule.checked(t)
     beta, first = lookup(schedule.beta, t), t == 0
@@ -119,16 +119,20 @@ def posterior_scales(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax.A
 
 
 def log_variance_range(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Between which log variances the step from t lies (section 3.1, Nichol & Dhariwal 2021).
+    """Lower bound and range of the reverse step's log variance (section 3.1, Nichol & Dhariwal 2021).
 
     Args:
         schedule: The noise schedule, T >= 2 steps.
         t: Integers in 0..T-1, of any shape.
 
     Returns:
-        log beta_tilde, that of t = 1 at t = 0; and log beta - log beta_tilde, exact also where they nearly agree.
+        log beta_tilde, at t = 0 that of t = 1; and log beta - log beta_tilde, exact also if they nearly agree.
+
+    Raises:
+        TypeError: t is not an integer.
+        ValueError: a concrete t lies outside 0..T-1, or time is continuous.
     """
-    t = schedule.checked(t)
+    t = require_discrete(schedule, "the variance of a step").checked(t)
     at = jnp.where(t == 0, 1, t)
     small = jnp.log(lookup(schedule.beta, at) * _noise_ratio(schedule, at))
     span = -jnp.log1p(-lookup(schedule.alpha_bar, at - 1) * lookup(schedule.beta, at) / lookup(schedule.sigma, at) ** 2)
@@ -185,21 +189,21 @@ def x0_from_mean(schedule: Schedule, x_t: jax.Array, mean: jax.Array, t: ArrayLi
     return (mean - expand(x_scale, x_t) * x_t) / expand(x0_scale, x_t)
 
 
-def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str, schedule: Schedule | None = None) -> jax.Array:
-    """What a network of the given prediction type should say about x_t = alpha x0 + sigma eps.
+def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str, schedule: HasLevels | None = None) -> jax.Array:
+    """The regression target for a network of the given prediction type at x_t = alpha x0 + sigma eps.
 
     Args:
         level: The noise level, scalars or [B].
         x0: Clean data [B, ...].
         eps: Its noise [B, ...].
         prediction: "eps", "x0", "v", "score" or "mean".
-        schedule: The steps that a mean is of; "mean" alone needs it, and integer times in level.
+        schedule: The discrete schedule whose steps the mean belongs to; only "mean" needs it, at integer times.
 
     Returns:
         [B, ...].
 
     Raises:
-        ValueError: an unknown prediction, or a mean without a schedule.
+        ValueError: an unknown prediction, or a mean without a discrete schedule.
         TypeError: a mean at a fractional time.
     """
     match prediction:
@@ -212,20 +216,19 @@ def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str, schedul
         case "score":
             return score_from_eps(level, eps)
         case "mean":
-            schedule = _given(schedule)
-            return q_posterior(schedule, x0, add_noise(level, x0, eps), level.t).mean
+            return q_posterior(schedule_of_mean(schedule), x0, add_noise(level, x0, eps), level.t).mean
     raise ValueError(f"prediction: expected one of {PREDICTIONS}, received {prediction!r}")
 
 
 def x0_and_eps(
-    level: Level, x_t: jax.Array, output: jax.Array, prediction: str, schedule: Schedule | None = None
+    level: Level, x_t: jax.Array, output: jax.Array, prediction: str, schedule: HasLevels | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Reads a network's output as an estimate of the clean data and of the noise; the inverse of `target`.
 
     Args:
         level: The noise level, scalars or [B].
         x_t: Noised data [B, ...].
-        output: What the network said about it [B, ...].
+        output: The network's output [B, ...].
         prediction: "eps", "x0", "v", "score" or "mean".
         schedule: As for `target`.
 
@@ -233,7 +236,7 @@ def x0_and_eps(
         x0 and eps, each [B, ...].
 
     Raises:
-        As `target`.
+        Same as `target`.
     """
     match prediction:
         case "eps":
@@ -246,15 +249,20 @@ def x0_and_eps(
             eps = eps_from_score(level, output)
             return x0_from_eps(level, x_t, eps), eps
         case "mean":
-            x0 = x0_from_mean(_given(schedule), x_t, output, level.t)
+            x0 = x0_from_mean(schedule_of_mean(schedule), x_t, output, level.t)
             return x0, eps_from_x0(level, x_t, x0)
     raise ValueError(f"prediction: expected one of {PREDICTIONS}, received {prediction!r}")
 
 
-def _given(schedule: Schedule | None) -> Schedule:
+def schedule_of_mean(schedule: HasLevels | None) -> Schedule:
+    """Returns the discrete schedule whose steps a predicted mean belongs to.
+
+    Raises:
+        ValueError: none is given, or one in continuous time.
+    """
     if schedule is None:
-        raise ValueError("schedule: expected the Schedule whose steps the mean is of, received None")
-    return schedule
+        raise ValueError("schedule: expected the one whose steps the mean belongs to, received None")
+    return require_discrete(schedule, "the prediction 'mean'")
 
 
 def _divide(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Guidance: a Denoise from a Denoise, bent towards what is asked for.
+"""Guidance: denoiser transforms that steer samples towards a condition.
 
 Each of these adds to the estimated score, and so moves x0 and eps together: x_t = alpha x0 + sigma eps holds after as it
 did before. They compose, on an unclipped Denoise; `denoiser.clipped` or `dynamic_threshold` comes last:
@@ -12,6 +12,7 @@ A scale is a number, or one for each example [B].
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,19 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ddpm_jax import diffusion
-from ddpm_jax.denoiser import Denoise, Denoised
+from ddpm_jax.denoiser import Denoise, Denoised, Predict
 from ddpm_jax.schedules import Level
 
 LogProbability = Callable[[jax.Array, Level], jax.Array]
 """(data [B, ...], Level) -> log-probabilities [B]; example i's depends on data i alone."""
+PredictGiven = Callable[[jax.Array, jax.Array, Any], jax.Array]
+"""(x_t [B, ...], t [B], condition) -> the network's output [B, ...]; the condition is a pytree of arrays [B, ...], or None."""
 Interval = tuple[float, float]
 """The least and the largest log(alpha^2 / sigma^2) where guidance is on."""
 
 
 def interleave(conditional: ArrayLike, unconditional: ArrayLike) -> jax.Array:
-    """What a network is told of 2B examples: (c_0, u_0, c_1, u_1, ...), as `classifier_free` arranges them.
+    """The 2B conditions, interleaved: (c_0, u_0, c_1, u_1, ...), as `classifier_free` arranges them.
 
     Args:
         conditional: Labels or other conditions [B, ...].
@@ -48,6 +51,44 @@ def interleave(conditional: ArrayLike, unconditional: ArrayLike) -> jax.Array:
         )
     pairs = jnp.stack([conditional, jnp.broadcast_to(unconditional, conditional.shape).astype(conditional.dtype)], axis=1)
     return pairs.reshape(-1, *conditional.shape[1:])
+
+
+def conditional(predict: PredictGiven, condition: Any, unconditional: Any, scale: ArrayLike = 1.0) -> Predict:
+    """Binds a network to a condition, with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
+
+        output = output_u + scale (output_c - output_u)
+
+    At one x_t, eps, x0, v and score are affine functions of each other, so this is `classifier_free` for all of them, at
+    one network evaluation per step: of B examples if scale is 0 or 1, else of 2B (see `interleave`).
+
+    Args:
+        predict: The network, (x_t [B, ...], t [B], condition) -> [B, ...].
+        condition: Labels or other conditions, a pytree of arrays [B, ...], or [...] for one condition shared by all. None:
+            the network stays unconditional.
+        unconditional: The condition that stands for none, likewise.
+        scale: A number, or [B]. 0 is unconditional, 1 conditional, above 1 guided.
+
+    Returns:
+        The Predict. Output channels beyond those of x_t, a learned variance, are not extrapolated but the conditional ones.
+
+    Raises:
+        ValueError: a scale of two dimensions or more; and, when called, a condition and an unconditional one whose shapes
+            do not fit.
+    """
+    if condition is None or _is(scale, 0) or _is(scale, 1):
+        bound = condition if condition is not None and _is(scale, 1) else unconditional
+        return lambda x_t, t: predict(x_t, t, _one_each(bound, len(x_t)))
+    scale = _checked_scale(scale)
+
+    def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        both = jax.tree.map(interleave, _one_each(condition, len(x_t)), unconditional)
+        output = predict(jnp.repeat(x_t, 2, axis=0), jnp.repeat(t, 2), both)
+        given, none = output[::2], output[1::2]
+        out = given + (_scale_at(scale, x_t) - 1) * (given - none)
+        channels = jnp.arange(out.shape[-1])
+        return jnp.where(channels < x_t.shape[-1], out, given).astype(output.dtype)
+
+    return guided
 
 
 def classifier_free(denoise: Denoise, scale: ArrayLike, interval: Interval | None = None, rescale: float = 0.0) -> Denoise:
@@ -288,11 +329,22 @@ def _checked_interval(interval: Interval | None) -> Interval:
     return low, high
 
 
-def _scale_at(scale: jax.Array, x_t: jax.Array, level: Level, interval: Interval | None) -> jax.Array:
+def _is(scale: ArrayLike, number: int) -> bool:
+    """Whether the scale is known to be this number."""
+    return not isinstance(scale, jax.core.Tracer) and np.ndim(scale) == 0 and bool(np.equal(scale, number))
+
+
+def _one_each(tree: Any, batch: int) -> Any:
+    """A pytree of arrays [...] or [B, ...] -> [B, ...]."""
+    is_one_each = lambda a: jnp.ndim(a) > 0 and len(a) == batch  # noqa: E731
+    return jax.tree.map(lambda a: a if is_one_each(a) else jnp.broadcast_to(a, (batch, *jnp.shape(a))), tree)
+
+
+def _scale_at(scale: jax.Array, x_t: jax.Array, level: Level | None = None, interval: Interval | None = None) -> jax.Array:
     """The scale at a level, to broadcast against x_t; 1 outside the interval."""
     if scale.ndim and scale.shape != x_t.shape[:1]:
         raise ValueError(f"scale: expected a number or shape {x_t.shape[:1]}, received shape {scale.shape}")
-    if interval is not None:
+    if level is not None and interval is not None:
         log_snr = 2 * (jnp.log(level.alpha) - jnp.log(level.sigma))
         scale = jnp.where((log_snr >= interval[0]) & (log_snr <= interval[1]), scale, 1.0)
     return diffusion.expand(scale, x_t).astype(jnp.promote_types(x_t.dtype, jnp.float32))

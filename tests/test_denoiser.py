@@ -5,6 +5,7 @@ import pytest
 
 from ddpm_jax import denoiser, diffusion, schedules
 from ddpm_jax.denoiser import make_denoise
+from ddpm_jax.schedules import continuous
 
 SCHEDULE = schedules.linear(1000)
 LEVEL = SCHEDULE.level(400)
@@ -61,6 +62,38 @@ def test_a_level_of_a_longer_schedule_gives_nan(prediction):
     x0, eps, _ = jax.jit(make_denoise(SCHEDULE, predict, prediction))(X_T, level)
     assert np.isnan(x0).all()
     assert np.isnan(eps).all()
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score"])
+def test_every_prediction_is_read_as_itself_in_continuous_time(prediction):
+    schedule = continuous.linear_vp()
+    level = schedule.level(0.4)
+    denoised = make_denoise(schedule, predict, prediction, clip=False)(X_T, level)
+    np.testing.assert_allclose(diffusion.add_noise(level, denoised.x0, denoised.eps), X_T, atol=1e-5)
+    np.testing.assert_allclose(diffusion.target(level, *denoised[:2], prediction, schedule), OUTPUT, atol=1e-5)
+
+
+def test_the_network_is_given_real_times_and_a_level_out_of_range_gives_nan():
+    """1 is the last time in continuous time, though not for a discrete schedule."""
+    schedule, seen = continuous.cosine(), []
+    denoise = make_denoise(schedule, lambda x, t: seen.append(t) or OUTPUT)
+    assert np.isfinite(denoise(X_T, schedule.level(jnp.array([0.0, 0.2, 0.25, 0.5, 1.0]))).x0).all()
+    np.testing.assert_array_equal(seen[0], np.array([0.0, 0.2, 0.25, 0.5, 1.0], np.float32))
+    assert np.isnan(jax.jit(denoise)(X_T, SCHEDULE.level(2)).x0).all()
+
+
+def test_what_needs_steps_is_refused_when_made():
+    schedule = continuous.cosine()
+    with pytest.raises(ValueError, match="schedule: expected one with a number of steps for the prediction 'mean', received"):
+        make_denoise(schedule, predict, "mean")
+    for variance in ("learned", "learned_raw"):
+        with pytest.raises(ValueError, match=f"schedule: .* for the variance '{variance}', received one in continuous time"):
+            make_denoise(schedule, predict, variance=variance)
+        with pytest.raises(ValueError, match=f"the variance '{variance}'"):
+            denoiser.read(schedule, schedule.level(0.4), X_T, jnp.zeros((5, 8)), "eps", variance)
+    denoised = make_denoise(schedule, predict)(X_T, schedule.level(0.4))
+    with pytest.raises(ValueError, match=r"a number of steps for q\(x_\{t-1\}"):
+        denoiser.p_reverse(schedule, denoised, X_T, 0)
 
 
 def test_mistakes_are_refused():

@@ -5,7 +5,7 @@ import oracles
 import pytest
 
 from ddpm_jax import diffusion, schedules
-from ddpm_jax.schedules import Level
+from ddpm_jax.schedules import Level, continuous
 
 SCHEDULE = schedules.linear(1000)
 SHAPES = [(6,), (6, 3), (6, 4, 4, 1)]
@@ -23,6 +23,19 @@ def test_q_sample_is_signal_and_noise(shape):
     for i in range(6):
         expected = np.sqrt(SCHEDULE.alpha_bar[t[i]]) * x0[i] + np.sqrt(1 - SCHEDULE.alpha_bar[t[i]]) * noise[i]
         np.testing.assert_allclose(x_t[i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_q_sample_in_continuous_time_has_the_moments_of_the_level():
+    """40,000 draws at each time: x0 = 2 everywhere, alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+    t = np.array([0.0, 0.1, 0.5, 0.9, 1.0])
+    x0, noise = jnp.full((5, 40_000), 2.0), jax.random.normal(jax.random.key(0), (5, 40_000))
+    schedule = continuous.cosine(-np.inf, np.inf)
+    x_t = np.asarray(jax.jit(lambda t: diffusion.q_sample(schedule, x0, t, noise))(jnp.asarray(t)), np.float64)
+    sigma = np.sin(np.pi * t / 2)
+    assert np.all(np.abs(x_t.mean(1) - 2 * np.cos(np.pi * t / 2)) <= 4 * sigma / 200 + 1e-5)
+    np.testing.assert_allclose(x_t.std(1), sigma, rtol=4 / np.sqrt(2 * 40_000), atol=1e-6)
+    with pytest.raises(ValueError, match="t: expected 0 to 1"):
+        diffusion.q_sample(schedule, x0, 2, noise)
 
 
 def test_q_sample_keeps_the_dtype_of_the_data():
@@ -95,6 +108,17 @@ def test_a_mean_needs_a_schedule_and_its_own_times():
         diffusion.x0_and_eps(SCHEDULE.level(1), x, x, "mean")
     with pytest.raises(TypeError, match="integers"):
         diffusion.x0_and_eps(SCHEDULE.level_at(0.0), x, x, "mean", SCHEDULE)
+
+
+def test_the_posterior_and_the_mean_need_discrete_time():
+    schedule, x = continuous.cosine(), jnp.zeros((1, 2))
+    with pytest.raises(ValueError, match=r"a number of steps for q\(x_\{t-1\} \| x_t, x0\), received one in continuous time"):
+        diffusion.q_posterior(schedule, x, x, 0)
+    with pytest.raises(ValueError, match="a number of steps for the variance of a step"):
+        diffusion.log_variance_range(schedule, 0)
+    for read in (diffusion.target, diffusion.x0_and_eps):
+        with pytest.raises(ValueError, match="a number of steps for the prediction 'mean'"):
+            read(schedule.level(0.5), x, x, "mean", schedule)
 
 
 def test_the_range_of_variances_is_that_of_the_tables_in_float64():

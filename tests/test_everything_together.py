@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import continuous, diffusion, losses, samplers, schedules, weightings
+from ddpm_jax import diffusion, losses, samplers, schedules
 from ddpm_jax.denoiser import VARIANCES, make_denoise
+from ddpm_jax.losses import weightings
+from ddpm_jax.schedules import continuous
 
 SCHEDULES = {
     "linear": schedules.linear(6, 1e-3, 0.5),

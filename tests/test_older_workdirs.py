@@ -1,4 +1,4 @@
-"""Workdirs of version 0.1 resume, sample and measure as they did then: tests/fixtures/workdirs/make.py says how they came about.
+"""Workdirs of version 0.1 resume, sample and measure as they did then; tests/fixtures/workdirs/make.py made them.
 
 Agreement is to rounding: the arithmetic is the same, the order of its sums is the compiler's.
 """

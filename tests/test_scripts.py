@@ -374,7 +374,7 @@ def test_programs_are_kept_in_the_users_folder_unless_the_environment_says_other
     """As a script: the second process compiles nothing, finding what the first has left."""
     code = """if True:
         import sys, jax
-        from ddpm_jax.cli import run_script
+        from ddpm_jax.config.cli import run_script
         compiled = []
         jax.monitoring.register_event_listener(lambda event, **_: compiled.append(event.endswith("cache_misses")))
         run_script(lambda argv: jax.block_until_ready(jax.jit(lambda x: 3 * x)(jax.numpy.arange(3))))
@@ -393,29 +393,6 @@ def test_programs_are_kept_in_the_users_folder_unless_the_environment_says_other
     assert misses() > 0
     assert misses() == 0
     assert list((tmp_path / "caches" / "ddpm_jax").iterdir())
-
-
-@pytest.mark.parametrize("setting, of_the_user, expected", [
-    ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
-    ("always [madvise] never", "", ""),
-    ("[always] madvise never", None, None),
-    (None, None, None),
-])  # fmt: skip
-def test_huge_pages_are_taken_where_linux_grants_them_to_who_asks(tmp_path, setting, of_the_user, expected):
-    """In the same process, with the same command."""
-    if setting is not None:
-        (tmp_path / "enabled").write_text(setting)
-    code = """if True:
-        import os, pathlib, sys
-        from ddpm_jax import cli
-        cli.HUGE_PAGES = pathlib.Path(sys.argv[1])
-        cli.run_script(lambda argv: print([os.getpid(), os.environ.get("GLIBC_TUNABLES"), argv[1:]]))
-    """
-    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    env |= {} if of_the_user is None else {"GLIBC_TUNABLES": of_the_user}
-    command = [sys.executable, "-c", code, str(tmp_path / "enabled"), "--an option"]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-    assert process.communicate(timeout=60)[0] == f"{[process.pid, expected, ['--an option']]}\n"
 
 
 def test_help_answers_at_once_and_lists_the_options():

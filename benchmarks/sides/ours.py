@@ -8,41 +8,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import cli, factory, sharding
+from ddpm_jax import factory
 from ddpm_jax.config import Config
+from ddpm_jax.devices import compiler, sharding
 from ddpm_jax.training.loop import compile_step
 from ddpm_jax.training.state import init_state, num_params
 from ddpm_jax.training.step import make_train_step
 from sides.turns import Run, seconds
 
-cli.keep_programs()
+compiler.keep_programs()
 programs: list[Any] = []  # of this process
 
 
 def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     """One step of training; and the number of parameters."""
     batch_size = config.train.batch_size
-    schedule, network = factory.make_schedule(config.diffusion), factory.make_network(config, shape)
-    history, draw_times = factory.make_times(config.loss, schedule.num_steps, batch_size)
+    objective = factory.make_objective(config, shape)
     learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
     optimizer = factory.make_optimizer(config.optimizer, learning_rate)
     averages = factory.make_averages(config.ema, batch_size)
     key, mesh = jax.random.key(0), sharding.make_mesh()
-    step = make_train_step(
-        key, network, factory.make_loss(config.loss, config.diffusion, schedule), draw_times, optimizer, learning_rate,
-        averages, schedule.num_steps, random_flip=config.data.random_flip, gather=functools.partial(sharding.gather, mesh),
-    )  # fmt: skip
-    init = functools.partial(init_state, key, network, optimizer, shape, averages, history)
+    gather = functools.partial(sharding.gather, mesh)
+    step = make_train_step(key, objective, optimizer, learning_rate, averages, gather=gather)
+    init = functools.partial(init_state, key, objective, optimizer, averages)
     state = sharding.create(init, sharding.replicated(mesh))
     image = np.random.default_rng(0).integers(0, 256, (batch_size, *shape), np.uint8)
     batch = sharding.put_batch(mesh, {"image": image})
-    compiled = compile_step(step, state, batch, mesh)
+    compiled = compile_step(step, state, batch, (), mesh)
     programs.append(compiled)
     held, num = [state], num_params(state.params)
     del state
 
     def run() -> Callable[[], Any]:
-        state, metrics = compiled(held.pop(), batch)
+        state, metrics = compiled(held.pop(), batch, ())
         held.append(state)
         return lambda: jax.block_until_ready(metrics)
 
@@ -51,11 +49,11 @@ def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
 
 def sampling(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     """As many images as config.sample says, with its sampler and sample.py's devices."""
-    sharding.divide_cores(config.sample.num)
+    compiler.divide_cores(config.sample.num)
     schedule, network = factory.make_schedule(config.diffusion), factory.make_network(config, shape)
     mesh, zeros = sharding.make_mesh(), (jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32))
     params = sharding.copies(mesh, jax.jit(network.init)(jax.random.key(0), *zeros))
-    draw: Any = factory.make_draw(config, network, schedule, shape)
+    draw: Any = factory.make_generator(config, network, schedule, shape)
     ids = sharding.put_ids(mesh, range(config.sample.num))
     print(f"ours: {mesh.size} devices")
     key = jax.random.key(0)

@@ -4,8 +4,9 @@ A config file defines `get_config()`, which returns one frozen Config; `--train.
 Only this folder, factory.py and the scripts know Config; everything else takes plain arguments.
 """
 
+from ddpm_jax.config.checks import changes, check, check_seed, everies
 from ddpm_jax.config.reading import from_dict, read_config
-from ddpm_jax.config.tree import (
+from ddpm_jax.config.schema import (
     Checkpoint,
     Config,
     Data,
@@ -19,10 +20,6 @@ from ddpm_jax.config.tree import (
     Optimizer,
     Sample,
     Train,
-    changes,
-    check,
-    check_seed,
-    everies,
 )
 
 __all__ = [

@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ddpm_jax.cli import UsageError, blame, parse
-from ddpm_jax.config.tree import Config
+from ddpm_jax.config.cli import UsageError, blame, parse
+from ddpm_jax.config.schema import Config
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import threading
 import grain
 import numpy as np
 
-from ddpm_jax.data.kept import Kept, stacked
+from ddpm_jax.data.cache import Kept, stacked
 from ddpm_jax.data.sources import Arrays, Source
 
 

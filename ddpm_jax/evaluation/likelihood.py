@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax import images, keys, likelihood, sharding
+from ddpm_jax import keys, likelihood
+from ddpm_jax.data import images
 from ddpm_jax.data.sources import Source
 from ddpm_jax.denoiser import Denoise
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.devices import compiler, sharding
+from ddpm_jax.schedules import HasLevels, Schedule, log_snr_range
 
 DenoiseOf = Callable[[jax.Array | None], Denoise]
 """Labels [B], None for images without -> the Denoise that is told of them."""
@@ -35,7 +37,7 @@ def bound(
 
 def ode_nll(
     key: jax.Array,
-    schedule: Schedule,
+    schedule: HasLevels,
     denoise_of: DenoiseOf,
     num_steps: int,
     exact: bool,
@@ -50,9 +52,9 @@ def ode_nll(
     """
     dequantise = keys.per_example(keys.stream(key, "dequantise"), ids)
     x = images.to_float(image) + (keys.draw(jax.random.uniform, dequantise, image.shape[1:]) - 0.5) / 127.5
-    log_snr = schedule.log_snr[np.isfinite(schedule.log_snr)]
+    noisiest, cleanest = log_snr_range(schedule)
     nats = likelihood.ode_log_likelihood(
-        None if exact else key, schedule, denoise_of(labels), x, (log_snr[0], log_snr[-1]), num_steps, ids
+        None if exact else key, schedule, denoise_of(labels), x, (cleanest, noisiest), num_steps, ids
     )
     return {"bits_per_dimension": likelihood.bits_per_dimension(nats, math.prod(image.shape[1:]))}
 
@@ -74,7 +76,7 @@ def in_batches(
         n -> the results of its images, each [up to batch_size, ...]. What fills a batch up so that all have one shape that
         the devices divide is measured, and left out.
     """
-    compiled = sharding.compiled(jax.jit(per_image, compiler_options=sharding.compiler_options()), "the measurement", say)
+    compiled = compiler.compiled(jax.jit(per_image, compiler_options=compiler.compiler_options()), "the measurement", say)
     filled = math.ceil(batch_size / mesh.size) * mesh.size
 
     def measure(batch: int) -> dict[str, np.ndarray]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from ddpm_jax.cli import UsageError, blame, options, parse, run_script
 from ddpm_jax.config import Config, Data, Diffusion, Network, Sample
-from ddpm_jax.workdir import claim, describe, write_config
+from ddpm_jax.config.cli import UsageError, blame, options, parse, run_script
+from ddpm_jax.runs.workdir import claim, describe, write_config
 
 if TYPE_CHECKING:
     from ddpm_jax.interop.diffusers import Model
@@ -73,8 +73,8 @@ def import_model(argv: Sequence[str]) -> None:
         raise UsageError(f"--workdir: expected a new or empty folder, received {workdir}")
 
     from ddpm_jax import factory  # here and below: the libraries of checkpoints and data take seconds to load
-    from ddpm_jax.checkpoint import Checkpoints
     from ddpm_jax.interop import diffusers
+    from ddpm_jax.runs.checkpoints import Checkpoints
     from ddpm_jax.training.state import begin, num_params
 
     with blame("FOLDER"):
@@ -137,12 +137,12 @@ def export_model(argv: Sequence[str]) -> None:
     if not (pathlib.Path(given.workdir) / "checkpoints").is_dir():
         raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {given.workdir}")
 
+    from ddpm_jax import factory, schedules
     from ddpm_jax.interop import diffusers, weights
     from ddpm_jax.networks import UNet, with_label
-    from ddpm_jax.training import trained
 
     with blame("--workdir"):
-        model = trained.load(given.workdir, "raw" if given.weights == "raw" else None)
+        model = factory.load(given.workdir, "raw" if given.weights == "raw" else None)
     if not isinstance(model.network, UNet):
         raise UsageError(f"--workdir: expected a UNet, received {type(model.network).__name__}")
     network, params, num_classes = model.network, model.params, model.config.network.num_classes
@@ -156,8 +156,9 @@ def export_model(argv: Sequence[str]) -> None:
             weights.save(folder, network, params)
         else:
             diffusion, sample = model.config.diffusion, model.config.sample
+            schedule = schedules.require_discrete(model.schedule, "diffusers")
             diffusers.save(
-                folder, network, params, model.schedule, diffusion.prediction,
+                folder, network, params, schedule, diffusion.prediction,
                 sample.variance or diffusion.variance, sample.clip, model.image_shape[:2], sample.grid,
             )  # fmt: skip
     print(f"{'average of ' if given.weights == 'ema' else ''}step {model.step} of {given.workdir}: {folder}")

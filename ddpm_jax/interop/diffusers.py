@@ -7,6 +7,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+from ddpm_jax.devices.files import replacing
 from ddpm_jax.interop import ddpm_scheduler, fields, files, names, unet2d
 from ddpm_jax.interop.weights import shapes_of
 from ddpm_jax.networks import UNet
@@ -124,7 +125,7 @@ def save(
     index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", scheduler]}
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(folder) as partial:
+    with replacing(folder) as partial:
         (partial / "unet").mkdir(parents=True)
         (partial / "scheduler").mkdir()
         files.write(partial / "unet" / WEIGHTS[0], tensors)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
-import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ddpm_jax.devices.files import replacing
 from ddpm_jax.interop import pickles
 
 Path = str | os.PathLike[str]
@@ -70,18 +69,6 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         else:
             # The metadata is what diffusers asks for: who reads these arrays expects PyTorch's layouts.
             partial.write_bytes(safetensors.numpy.save(dict(arrays), metadata={"format": "pt"}))
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a name to write a file or folder under, which takes its real one when all is written, or else is removed."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
-        raise
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

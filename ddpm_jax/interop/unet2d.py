@@ -175,6 +175,8 @@ def from_network(network: UNet, image_size: tuple[int, int], in_channels: int) -
     with_norm = network.middle != "attention_without_norm"
     if not with_norm and not network.time_scale_shift:
         raise ValueError(f"middle: expected {network.middle} with time_scale_shift alone, received without")
+    if network.time_scale != 1:
+        raise ValueError(f"time_scale: expected 1, the times of a discrete schedule, received {network.time_scale}")
     height, width = image_size
     return {
         "sample_size": height if height == width else [height, width],

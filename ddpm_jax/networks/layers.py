@@ -1,6 +1,6 @@
 """The parts of the UNet of Ho et al. 2020 (appendix B), images NHWC.
 
-Parameters are float32; `dtype` is that of convolutions and products. Norms and softmax are computed in float32.
+Parameters are float32; `dtype` is that of convolutions and matrix products. Norms and softmax are computed in float32.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.networks import winograd
-from ddpm_jax.networks.xla import mean_over_space, on_cpu, over_images, settle
+from ddpm_jax.networks import cpu
+from ddpm_jax.networks.cpu import mean_over_space, over_images, settle, swish
 
 Dtype = jnp.dtype | type
 
@@ -25,14 +25,14 @@ def initializer(scale: float = 1.0) -> nn.initializers.Initializer:
 
 
 def timestep_embedding(t: jax.Array, dim: int, freq_shift: float = 1.0, cos_first: bool = False) -> jax.Array:
-    """Sinusoidal embedding of the time step (section 3.5 of Vaswani et al. 2017, as DDPM's code orders it).
+    """Sinusoidal embedding of the timestep (section 3.5 of Vaswani et al. 2017, as DDPM's code orders it).
 
         [sin(t f_0), ..., sin(t f_{n-1}), cos(t f_0), ..., cos(t f_{n-1})],    f_i = 10000^(-i / (n - 1)),    n = dim / 2
 
     Args:
         t: [B], integers or floats, not scaled.
         dim: Even, at least 4.
-        freq_shift: What stands for the 1 of n - 1; 0 in later code, such as that of Dhariwal & Nichol 2021.
+        freq_shift: The 1 of n - 1 above; 0 in later code, such as that of Dhariwal & Nichol 2021.
         cos_first: Whether the cosines come first, as in that code.
 
     Returns:
@@ -50,29 +50,16 @@ def timestep_embedding(t: jax.Array, dim: int, freq_shift: float = 1.0, cos_firs
     return jnp.concatenate([cos, sin] if cos_first else [sin, cos], axis=1)
 
 
-@jax.custom_jvp
-def swish(x: jax.Array) -> jax.Array:
-    """X sigmoid(x); its derivative is settled, since a norm's gradient uses it three times."""
-    return x * nn.sigmoid(x)
-
-
-@swish.defjvp
-def _swish_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    sigmoid = nn.sigmoid(x)
-    return x * sigmoid, settle(dx) * (sigmoid * (1 + x * (1 - sigmoid)))
-
-
 class Conv(nn.Module):
     """A convolution with a bias.
 
     Attributes:
         features: Output channels.
-        dtype: Of the computation.
-        size: Of the kernel, height and width.
-        stride: Of the output.
-        padding: Of the image, as `jax.lax.conv_general_dilated` takes it.
-        scale: Of the initial kernel's variance.
+        dtype: Compute dtype.
+        size: Height and width of the kernel.
+        stride: Stride along both axes.
+        padding: Padding of the image, as `jax.lax.conv_general_dilated` takes it.
+        scale: Scale of the initial kernel's variance, as in `initializer`.
     """
 
     features: int
@@ -83,25 +70,25 @@ class Conv(nn.Module):
     scale: float = 1.0
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """X [B, H, W, C] -> [B, H / stride, W / stride, features]."""
+        """x [B, H, W, C] -> [B, H / stride, W / stride, features]."""
         h, bias = self.apart(x)
         return h + bias[:, None, None].astype(self.dtype)
 
     @nn.compact
     def apart(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The same in two parts: without the bias, and the bias for each image, float32 [B, features]."""
+        """The same in two parts: without the bias, and the bias per image, float32 [B, features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", initializer(self.scale), shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return self.convolve(x.astype(self.dtype), kernel), over_images(bias, len(x))
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """X [B, H, W, C], kernel [size, size, C, features] -> [B, H / stride, W / stride, features]."""
+        """x [B, H, W, C], kernel [size, size, C, features] -> [B, H / stride, W / stride, features]."""
         keeps_size = self.stride == 1 and self.padding == "SAME"
         if keeps_size and self.size == 1:
             return x @ kernel[0, 0]
         if keeps_size and self.size == 3:
-            return _by_winograd(winograd.conv, self._plain, x, kernel)
+            return cpu.conv(x, kernel, otherwise=self._plain)
         return self._plain(x, kernel)
 
     def _plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -109,28 +96,16 @@ class Conv(nn.Module):
         return jax.lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _by_winograd(quick: winograd.Convolve, plain: winograd.Convolve, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """By fewer multiplications where that pays, forward or in the gradient too: on CPU, in float32, with many channels."""
-    (batch, height, width, _), (_, _, channels, features) = x.shape, kernel.shape
-    even = height % 2 == 0 and width % 2 == 0
-    if on_cpu() and x.dtype == jnp.float32 and even and batch * height * width >= 512:
-        if channels >= 128 and features >= 128:
-            return quick(x, kernel)
-        if channels >= 64 and features >= 32:
-            return winograd.forward_only(quick, plain)(x, kernel)
-    return plain(x, kernel)
-
-
 class DoubleConv(Conv):
-    """Doubles the image by nearest neighbour, then convolves: without making the large image, of which 2x2 pixels are equal.
+    """Doubles the image by nearest neighbour, then convolves, without building the large image, whose pixels repeat.
 
-    Seen from the small image, a 3x3 kernel on the large one is four 2x2 kernels, one for each pixel of 2x2, some of whose
-    weights are sums: 4/9 of the work.
+    Seen from the small image, a 3x3 kernel on the large one is four 2x2 kernels, one per pixel of a block of 2x2, some of
+    whose weights are sums: 4/9 of the work.
     """
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """X [B, H, W, C], kernel [3, 3, C, features] -> [B, 2H, 2W, features]."""
-        return _by_winograd(winograd.double_conv, self._plain, x, kernel)
+        """x [B, H, W, C], kernel [3, 3, C, features] -> [B, 2H, 2W, features]."""
+        return cpu.double_conv(x, kernel, otherwise=self._plain)
 
     def _plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         batch, height, width, _ = x.shape
@@ -153,13 +128,13 @@ def conv(features: int, dtype: Dtype, *, size: int = 3, scale: float = 1.0, name
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) in float32, with a scale and a bias for each channel.
+    """Group normalisation (Wu & He 2018) in float32, with a scale and a bias per channel.
 
-    Means and variances over space come first, channel by channel; all that follows, up to a gain and a shift for each channel
-    of each image, is small. So the data are read twice and written once, and what is added to whole channels costs nothing.
+    Means and variances over space are computed first, per channel; everything from there to one gain and one shift per image
+    and channel is small. So the data are read twice and written once, and adding a number to a whole channel costs nothing.
 
     Attributes:
-        num_groups: Divides the channels.
+        num_groups: Number of groups, which divides the channels.
         eps: Added to the variance.
     """
 
@@ -175,16 +150,16 @@ class GroupNorm(nn.Module):
         added: jax.Array | None = None,
         scale_shift: Sequence[jax.Array] | None = None,
     ) -> jax.Array:
-        """Normalises x + added, scales, shifts, and gives `then` of it; the gradient computes that again.
+        """Normalises x + added, scales, shifts and applies `then`, which the backward pass recomputes.
 
         Args:
             x: [B, H, W, C].
-            then: Is given float32 [B, H, W, C], and changes each number for itself.
+            then: An elementwise function of float32 [B, H, W, C].
             added: [B, C].
             scale_shift: Each [B, C]: y becomes y (1 + scale) + shift before `then`.
 
         Returns:
-            As x in shape and dtype.
+            [B, H, W, C], in the dtype of x.
         """
         batch, height, width, channels = x.shape
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
@@ -217,13 +192,13 @@ class ResidualBlock(nn.Module):
     """norm, swish, conv; add the time; norm, swish, dropout, conv; add the input.
 
     Attributes:
-        features: Output channels; where the input has another number, a 1x1 convolution adapts it.
+        features: Output channels; if the input has another number, a 1x1 convolution adapts it.
         dropout: Probability that a feature is dropped in training.
-        num_groups: Of the norms.
-        norm_eps: Of the norms.
-        time_scale_shift: Whether the time scales and shifts what the second norm gives, and is not added before it.
+        num_groups: Groups of the norms.
+        norm_eps: Epsilon of the norms.
+        time_scale_shift: Whether the time scales and shifts the output of the second norm instead of being added before it.
         resample: `halve` or `double`, applied to the input and before the first convolution; None keeps the size.
-        dtype: Of the computation.
+        dtype: Compute dtype.
     """
 
     features: int
@@ -236,7 +211,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        """X [B, H, W, C], embedding [B, E], keys [B] or None -> [B, H, W, features], or half or twice the size."""
+        """x [B, H, W, C], embedding [B, E], keys [B] or None -> [B, H, W, features], or resampled."""
         h = settle(GroupNorm(self.num_groups, self.norm_eps, name="norm1")(x, swish))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
@@ -254,19 +229,18 @@ class ResidualBlock(nn.Module):
 
 
 def dropout(keys: jax.Array | None, name: str, probability: float) -> Callable[[jax.Array], jax.Array]:
-    """Dropout, example i's mask from key i and the name alone.
+    """Dropout whose mask for example i depends on key i and the layer's name alone, not on the rest of the batch.
 
-    A hash of the place in the example, keyed before and after, which takes fewer operations than `jax.random`; tested are the
-    share that it drops and that masks of places, examples and layers are uncorrelated. The mixing is `lowbias32` of
-    https://nullprogram.com/blog/2018/07/31.
+    Counter-based random numbers, a hash of positions keyed per example, cheaper than threefry: `lowbias32` of
+    https://nullprogram.com/blog/2018/07/31. Tests check the drop rate and that positions, examples, layers are uncorrelated.
 
     Args:
-        keys: Typed keys [B]; None drops nothing.
-        name: Of the layer.
-        probability: That a number becomes 0; the others are divided by 1 - probability.
+        keys: Typed keys [B], one per example; None drops nothing.
+        name: A name of its own for each layer.
+        probability: Probability that a number becomes 0; the others are divided by 1 - probability.
 
     Returns:
-        x [B, ...] -> x with numbers dropped, the same each time.
+        x [B, ...] -> x with numbers dropped, the same ones at each call.
     """
     if keys is None or probability == 0:
         return lambda x: x
@@ -290,10 +264,10 @@ class Attention(nn.Module):
     """Self-attention over all positions of the image (Wang et al. 2018), added to its input.
 
     Attributes:
-        num_heads: Divides the channels.
-        num_groups: Of the norm; None for no norm.
-        norm_eps: Of the norm.
-        dtype: Of the computation.
+        num_heads: Number of heads, which divides the channels.
+        num_groups: Groups of the norm; None for no norm.
+        norm_eps: Epsilon of the norm.
+        dtype: Compute dtype.
     """
 
     num_heads: int
@@ -303,7 +277,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """X [B, H, W, C] -> [B, H, W, C]."""
+        """x [B, H, W, C] -> [B, H, W, C]."""
         batch, height, width, channels = x.shape
         if channels % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of {channels} channels, received {self.num_heads}")
@@ -324,15 +298,15 @@ class Attention(nn.Module):
 def downsample(x: jax.Array, dtype: Dtype, symmetric: bool, name: str) -> jax.Array:
     """Halves height and width, [B, H, W, C] -> [B, H/2, W/2, C], by a convolution of stride 2; call inside a module.
 
-    An even size needs one row and column of padding: TensorFlow, and so DDPM, has it after the image; PyTorch's networks
-    have one before as well, which is "symmetric", and shifts the grid by a pixel.
+    An even size needs one row and one column of padding: TensorFlow, and so DDPM, puts them after the image; PyTorch's
+    networks pad before it as well ("symmetric"), which shifts the grid by a pixel.
     """
     padding = ((1, 1), (1, 1)) if symmetric else "SAME"
     return Conv(x.shape[-1], dtype, stride=2, padding=padding, name=name)(x)
 
 
 def upsample(x: jax.Array, dtype: Dtype, name: str) -> jax.Array:
-    """Doubles height and width, [B, H, W, C] -> [B, 2H, 2W, C]: nearest neighbour, then a convolution; likewise."""
+    """Doubles height and width, [B, H, W, C] -> [B, 2H, 2W, C]: nearest neighbour, then a convolution; call inside a module."""
     return settle(DoubleConv(x.shape[-1], dtype, name=name)(x))
 
 
@@ -343,17 +317,17 @@ def halve(x: jax.Array) -> jax.Array:
 
 
 def double(x: jax.Array) -> jax.Array:
-    """Every pixel as 2x2, [B, H, W, C] -> [B, 2H, 2W, C]."""
+    """Repeats every pixel as 2x2, [B, H, W, C] -> [B, 2H, 2W, C]."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 class LabelEmbedding(nn.Module):
-    """A vector for each class, as wide as the time embedding that it is added to.
+    """A vector per class, as wide as the time embedding to which it is added.
 
     Attributes:
-        num_classes: How many.
+        num_classes: Number of classes.
         features: E.
-        dtype: Of the output.
+        dtype: Output dtype.
     """
 
     num_classes: int
@@ -362,7 +336,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, labels: jax.Array) -> jax.Array:
-        """Integers [B] in 0..num_classes-1 -> [B, E]; any other label gives NaN where traced, and raises where known."""
+        """Integers [B] in 0..num_classes-1 -> [B, E]; any other label gives NaN if traced, and raises if known."""
         if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
             raise TypeError(f"labels: expected integers, received {jnp.result_type(labels)}")
         table = self.param("embedding", nn.initializers.normal(1.0), (self.num_classes, self.features), jnp.float32)

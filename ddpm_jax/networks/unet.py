@@ -1,4 +1,4 @@
-"""The UNet of Ho et al. 2020, appendix B: residual blocks with attention at low resolution, told the time step."""
+"""The UNet of Ho et al. 2020, appendix B: residual blocks with attention at low resolution, conditioned on the timestep."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.networks import layers
-from ddpm_jax.networks.xla import settle
+from ddpm_jax.networks.cpu import settle
 
 MIDDLES = ("attention", "attention_without_norm", "blocks", "none")
 
 
 class UNet(nn.Module):
-    """Predicts from a noised image; the defaults are the paper's network for CIFAR-10, 35.7 million parameters.
+    """Predicts from a noisy image; the defaults are the paper's network for CIFAR-10, 35.7 million parameters.
 
-    Going down, each level has `num_blocks` residual blocks and halves the image; going up, each has one block more, and
-    every block reads what the way down left at its size. At initialisation the output is 0.
+    In the encoder, each level has `num_blocks` residual blocks and halves the image; in the decoder, each has one block more,
+    and every block receives the encoder's skip connection. At initialisation the output is 0.
 
     Attributes:
-        channels: Of the first level.
-        multipliers: Channels of each level, as multiples of the first's. The image is halved between levels.
-        num_blocks: Residual blocks a level, on the way down.
+        channels: Channels of the first level.
+        multipliers: Channels per level, as multiples of the first level's. The image is halved between levels.
+        num_blocks: Residual blocks per level of the encoder.
         attention_resolutions: Image sizes (the longer side) at which attention follows every residual block.
-        attention_levels: Where given, the levels at which it does so, 0 the first, whatever the size of the image.
+        attention_levels: If given, the levels with attention instead, 0 the first, whatever the size of the image.
         num_heads: Attention heads.
-        head_dim: Where given, the channels of a head, in place of their number.
-        middle: What lies between the two ways: "attention" (block, attention, block), "attention_without_norm" (likewise,
-            its input not normalised), "blocks" (two blocks) or "none".
+        head_dim: If given, the channels per head, instead of their number.
+        middle: The bottleneck: "attention" (block, attention, block), "attention_without_norm" (the same, but the input of
+            the attention is not normalised), "blocks" (two blocks) or "none".
         dropout: Dropout probability in the residual blocks.
-        out_channels: Those of the input where None; twice as many for a learned variance.
-        num_classes: Where given, the network is told a label, embedded and added to the time.
-        num_groups: Of GroupNorm.
-        norm_eps: Of GroupNorm.
-        freq_shift, cos_first: Of `timestep_embedding`.
+        out_channels: Output channels; None: as many as the input. Twice as many for a learned variance.
+        num_classes: If given, the network is conditioned on a label, whose embedding is added to that of the time.
+        num_groups: Groups of GroupNorm.
+        norm_eps: Epsilon of GroupNorm.
+        freq_shift, cos_first: See `timestep_embedding`.
         time_scale_shift: Whether the time scales and shifts normalised features (section 4 of Dhariwal & Nichol 2021,
-            arXiv 2105.05233), and is not added to them.
-        symmetric_padding: Of `layers.downsample`.
-        residual_downsampling: Levels that are left, on the way down, by a residual block that halves the image (likewise
-            Dhariwal & Nichol), not by a convolution.
-        residual_upsampling: Levels that are left by one that doubles it, on the way up.
-        dtype: Of the computation, e.g. bfloat16; parameters, norms and softmax stay float32.
-        remat: Whether the gradient computes what is inside of a block again, so that only blocks' outputs are kept for it.
+            arXiv 2105.05233) instead of being added to them.
+        symmetric_padding: See `layers.downsample`.
+        residual_downsampling: Levels of the encoder that end in a residual block that halves the image (also Dhariwal &
+            Nichol), instead of a convolution.
+        residual_upsampling: Levels of the decoder that end in a residual block that doubles it.
+        dtype: Compute dtype, e.g. bfloat16; parameters, norms and softmax stay float32.
+        remat: Gradient checkpointing: recompute block activations in the backward pass and keep only the blocks' outputs.
     """
 
     channels: int = 128
@@ -60,6 +60,7 @@ class UNet(nn.Module):
     num_classes: int | None = None
     num_groups: int = 32
     norm_eps: float = 1e-6
+    time_scale: float = 1.0
     freq_shift: float = 1.0
     cos_first: bool = False
     time_scale_shift: bool = False
@@ -83,27 +84,29 @@ class UNet(nn.Module):
         """Runs the network.
 
         Args:
-            x_t: Noised images [B, H, W, C]; H and W divisible by 2 ** (levels - 1).
-            t: Time steps [B], as the schedule counts them.
-            labels: Classes [B], integers in 0..num_classes-1, where there are classes, else None. A traced label out of
-                range gives NaN. `init` may do without.
-            condition: What is known of the images [B, H, W, any number], such as a small version enlarged, or the grey
-                picture; it joins the channels of x_t, as in Saharia et al. 2021 (arXiv 2104.07636).
-            train: Whether dropout is on; it then needs `rngs={"dropout": key}`, or dropout_keys.
-            dropout_keys: Keys [B], one for each example's masks, whatever else is in the batch.
+            x_t: Noisy images [B, H, W, C]; H and W divisible by 2 ** (levels - 1).
+            t: Timesteps [B], as the schedule counts them.
+            labels: Classes [B], integers in 0..num_classes-1, if the network has classes, else None. A traced label out of
+                range gives NaN. `init` does not need them.
+            condition: Images [B, H, W, any number] to condition on, such as an enlarged small version, or the grey image;
+                concatenated to the channels of x_t, as in Saharia et al. 2021 (arXiv 2104.07636).
+            train: Whether dropout is on; it then needs dropout_keys, or `rngs={"dropout": key}`.
+            dropout_keys: Typed keys [B], one per example: its masks do not depend on the rest of the batch.
 
         Returns:
             float32 [B, H, W, out_channels].
 
         Raises:
             TypeError: labels that are not integers.
-            ValueError: images that the levels cannot halve, channels that the groups or heads do not divide, labels out of
-                range, or given or missing where they should not be, a condition of another size.
+            ValueError: images that the levels cannot halve, channels that the groups or heads do not divide, labels that are
+                out of range, missing or unexpected, a condition of another size.
         """
         if self.num_classes is not None and self.is_initializing() and labels is None:
             labels = jnp.zeros(t.shape, jnp.int32)
         self._check(x_t, labels, condition)
-        if train and self.dropout > 0 and dropout_keys is None:
+        if not train:
+            dropout_keys = None
+        elif self.dropout > 0 and dropout_keys is None:
             dropout_keys = jax.random.split(self.make_rng("dropout"), len(x_t))
         embedding = self._embed(t, labels)
         h = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
@@ -116,7 +119,7 @@ class UNet(nn.Module):
         return layers.conv(out_channels, self.dtype, scale=0.0, name="head")(h).astype(jnp.float32)
 
     def _embed(self, t: jax.Array, labels: jax.Array | None) -> jax.Array:
-        h = layers.timestep_embedding(t, self.channels, self.freq_shift, self.cos_first)
+        h = layers.timestep_embedding(self.time_scale * t, self.channels, self.freq_shift, self.cos_first)
         h = nn.Dense(4 * self.channels, kernel_init=layers.initializer(), dtype=self.dtype, name="time1")(h)
         h = nn.Dense(4 * self.channels, kernel_init=layers.initializer(), dtype=self.dtype, name="time2")(nn.swish(h))
         if self.num_classes is None:
@@ -200,13 +203,13 @@ class UNet(nn.Module):
         if self.middle not in MIDDLES:
             raise ValueError(f"middle: expected one of {MIDDLES}, received {self.middle!r}")
         if labels is not None and self.num_classes is None:
-            raise ValueError("labels: expected None, this network knows no classes")
+            raise ValueError("labels: expected None, this network is unconditional")
         if labels is None and self.num_classes is not None:
             raise ValueError(f"labels: expected one of {self.num_classes} classes for each image, received None")
 
 
 def with_label(network: UNet, params: Any, label: int) -> tuple[UNet, Any]:
-    """The network without classes that does what this one does when it is told a label, which joins a bias.
+    """The unconditional network that does what this one does for one label, whose embedding is folded into a bias.
 
     Args:
         network: A network with classes.

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from ddpm_jax import keys
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.diffusion import add_noise
-from ddpm_jax.samplers import base, linear
+from ddpm_jax.samplers import base, multistep
 from ddpm_jax.schedules import Array, Level, Schedule
 
 
@@ -76,7 +76,7 @@ def analytic_dpm(gamma: ArrayLike, clip: bool = True) -> base.Sampler:
     def plan(levels: Level) -> Coefficients:
         base.refuse_noisier_steps(levels, "analytic_dpm")
         t, s, r, gain = base.pairs(levels)
-        xp = linear.namespace(gain)
+        xp = multistep.namespace(gain)
         known = xp.interp(t.t, np.arange(len(table)), table)
         signal = t.alpha > 0
         x0_variance = (t.sigma / xp.where(signal, t.alpha, 1.0)) ** 2 * (1 - known)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.samplers import base, linear
+from ddpm_jax.samplers import base, multistep
 from ddpm_jax.schedules import Array, HasLevels, Level
 
 MAX_GAIN = 2**0.5 - 1
@@ -51,7 +51,7 @@ def churned(levels: Level, churn: Churn, schedule: HasLevels | None) -> tuple[Le
         The Level [N], x_scale [N] and std [N].
     """
     t, _ = base.ends(levels)
-    xp = linear.namespace(t.alpha)
+    xp = multistep.namespace(t.alpha)
     if schedule is None or churn.amount == 0:
         return t, xp.ones_like(t.alpha), xp.zeros_like(t.alpha)
     signal = t.alpha > 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.samplers import base, linear
+from ddpm_jax.samplers import base, multistep
 from ddpm_jax.schedules import Array, Level
 
 VARIABLES = ("log_rho", "rho")
@@ -41,21 +41,22 @@ def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = Fa
     if variable not in VARIABLES:
         raise ValueError(f"variable: expected one of {VARIABLES}, received {variable!r}")
 
-    def plan(levels: Level) -> linear.Coefficients:
+    def plan(levels: Level) -> multistep.Coefficients:
         base.refuse_few_steps(levels, order, "deis")
         base.refuse_turns(levels, "deis")
         t, s = base.ends(levels)
-        lam = linear.half_log_snr(levels)
-        xp, reached = linear.namespace(lam), linear.orders(levels, order, lower_order_final, end_too=variable == "rho")[:, None]
+        lam = multistep.half_log_snr(levels)
+        xp = multistep.namespace(lam)
+        reached = multistep.orders(levels, order, lower_order_final, end_too=variable == "rho")[:, None]
         weights = xp.zeros((len(reached), order))
         for k in range(2, order + 1):
             integrals = lagrange_integrals(xp, lam, k, variable)
             weights = weights + xp.where(reached == k, xp.pad(integrals, ((0, 0), (0, order - k))), 0.0)
         weights = s.alpha[:, None] * weights
         # C_0 is what is left of their sum, rho_s - rho_t, so x_s is DDIM's plus multiples of eps_j - eps_0
-        return linear.multistep(t, 0 * s.alpha, weights[:, 1:], s.alpha, s.sigma - weights[:, 1:].sum(1), "eps", 0 * s.alpha)
+        return multistep.multistep(t, 0 * s.alpha, weights[:, 1:], s.alpha, s.sigma - weights[:, 1:].sum(1), "eps", 0 * s.alpha)
 
-    return linear.linear_method(plan, order - 1)
+    return multistep.linear_method(plan, order - 1)
 
 
 def lagrange_integrals(xp: Any, lam: Array, order: int, variable: str) -> Array:
@@ -65,7 +66,7 @@ def lagrange_integrals(xp: Any, lam: Array, order: int, variable: str) -> Array:
     width = (u[1:] - u[:-1])[:, None]
     points = u[:-1, None] + width * (1 + nodes[None]) / 2
     measure = width * node_weights[None] / 2 * (xp.exp(points) if variable == "log_rho" else 1.0)
-    past = [linear.delayed(u[:-1], j)[:, None] for j in range(order)]
+    past = [multistep.delayed(u[:-1], j)[:, None] for j in range(order)]
     basis = []
     for j in range(order):
         others = [m for m in range(order) if m != j]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.samplers import base, linear
+from ddpm_jax.samplers import base, multistep
 from ddpm_jax.schedules import Array, Level
 
 VARIANTS = ("midpoint", "heun")
@@ -56,13 +56,13 @@ def dpm_solver_pp(
         raise ValueError(f"second_difference: expected one of {SECOND_DIFFERENCES}, received {second_difference!r}")
     method, rate = f"dpm_solver_pp of order {order}", 2 if sde else 1
 
-    def plan(levels: Level) -> linear.Coefficients:
+    def plan(levels: Level) -> multistep.Coefficients:
         base.refuse_few_steps(levels, order, method)
         (base.refuse_noisier_steps if sde else base.refuse_turns)(levels, method)
         t, s = base.ends(levels)
-        lam = linear.half_log_snr(levels)
-        xp, h = linear.namespace(lam), lam[1:] - lam[:-1]
-        reached = linear.orders(levels, order, lower_order_final)[:, None]
+        lam = multistep.half_log_snr(levels)
+        xp, h = multistep.namespace(lam), lam[1:] - lam[:-1]
+        reached = multistep.orders(levels, order, lower_order_final)[:, None]
         psi1, psi2, psi3 = (p[:, None] for p in psi(xp, rate * h))
         first, d1, half_d2 = differences(xp, h)
         d2 = half_d2 if second_difference == "published" else 2 * half_d2
@@ -73,9 +73,9 @@ def dpm_solver_pp(
         weights = s.alpha[:, None] * weights
         x_scale = xp.where(noisy, s.sigma * xp.exp((1 - rate) * h) / xp.where(noisy, t.sigma, 1.0), 0.0)
         std = s.sigma * (-xp.expm1(-2 * h)) ** 0.5 if sde else 0 * h
-        return linear.multistep(t, x_scale, weights[:, 1:order], weights[:, 0], 0 * h, "x0", std)
+        return multistep.multistep(t, x_scale, weights[:, 1:order], weights[:, 0], 0 * h, "x0", std)
 
-    return linear.linear_method(plan, order - 1, stochastic=sde)
+    return multistep.linear_method(plan, order - 1, stochastic=sde)
 
 
 def psi(xp: Any, h: Array, num: int = 3) -> list[Array]:
@@ -92,7 +92,7 @@ def differences(xp: Any, h: Array) -> tuple[Array, Array, Array]:
     Returns:
         The first derivative from two values (D1_0 in the paper); and from three, the first (D1) and half the second.
     """
-    before, two_before = linear.delayed(h) / h, linear.delayed(h, 2) / h
+    before, two_before = multistep.delayed(h) / h, multistep.delayed(h, 2) / h
     d1_0 = np.array([[1.0, -1.0, 0.0]]) / before[:, None]
     d1_1 = np.array([[0.0, 1.0, -1.0]]) / two_before[:, None]
     half_d2 = (d1_0 - d1_1) / (before + two_before)[:, None]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.denoiser import Denoise
-from ddpm_jax.samplers import base, linear
+from ddpm_jax.samplers import base, multistep
 from ddpm_jax.samplers.dpm_solver import VARIANTS, psi
 from ddpm_jax.schedules import Array, HasLevels, Level
 
@@ -53,8 +53,8 @@ def dpm_solver_pp_2s(schedule: HasLevels, variant: str = "midpoint", ratio: floa
     def plan(levels: Level) -> Coefficients:
         base.refuse_standing_steps(levels, "dpm_solver_pp_2s")
         t, s = base.ends(levels)
-        lam = linear.half_log_snr(levels)
-        xp, h = linear.namespace(lam), lam[1:] - lam[:-1]
+        lam = multistep.half_log_snr(levels)
+        xp, h = multistep.namespace(lam), lam[1:] - lam[:-1]
         finite = (t.alpha > 0) & (t.sigma > 0) & (s.alpha > 0) & (s.sigma > 0)
         inside = schedule.level_at(xp.where(finite, 2 * (lam[:-1] + ratio * h), 0.0))
         u = Level(*(xp.where(finite, a, b) for a, b in zip(inside, t, strict=True)))

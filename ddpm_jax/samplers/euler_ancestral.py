@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddpm_jax.samplers import base, linear
+from ddpm_jax.samplers import base, multistep
 from ddpm_jax.schedules import Level
 
 
@@ -30,13 +30,13 @@ def euler_ancestral(eta: float = 1.0, noise: float = 1.0) -> base.Sampler:
     if not noise >= 0:
         raise ValueError(f"noise: expected at least 0, received {noise}")
 
-    def plan(levels: Level) -> linear.Coefficients:
+    def plan(levels: Level) -> multistep.Coefficients:
         base.refuse_noisier_steps(levels, "euler_ancestral")
         t, s, _, gain = base.pairs(levels)
-        xp = linear.namespace(gain)
+        xp = multistep.namespace(gain)
         up = xp.minimum(1.0, eta * gain**0.5)  # in units of rho_s
         eps = s.sigma * (1 - up**2) ** 0.5
         nothing = 0 * s.alpha
-        return linear.multistep(t, nothing, nothing[:, None][:, :0], s.alpha, eps, "eps", noise * s.sigma * up)
+        return multistep.multistep(t, nothing, nothing[:, None][:, :0], s.alpha, eps, "eps", noise * s.sigma * up)
 
-    return linear.linear_method(plan, 0, stochastic=eta > 0 and noise > 0)
+    return multistep.linear_method(plan, 0, stochastic=eta > 0 and noise > 0)

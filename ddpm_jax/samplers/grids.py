@@ -1,4 +1,4 @@
-"""Grids: which noise levels a sampler visits."""
+"""Timestep grids: which noise levels a sampler visits."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import itertools
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax.schedules import HasLevels, Level, Schedule
+from ddpm_jax.schedules import HasLevels, Level, Schedule, checked_num_steps, require_discrete
 
 SPACINGS = ("leading", "linspace", "trailing", "quadratic")
 
+CONTINUOUS_STEPS = 100
+"""Steps of a grid in continuous time, by default."""
 
-def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "leading", clean: bool = True) -> Level:
-    """Picks num_steps of the schedule's T levels, noisiest first, and ends at the clean one.
 
-    With T = 1000 and 10 steps:
+def spaced(schedule: HasLevels, num_steps: int | None = None, spacing: str = "leading", clean: bool = True) -> Level:
+    """Picks num_steps of the schedule's levels, noisiest first, and ends at the clean one.
+
+    In discrete time, with T = 1000 and 10 steps:
 
         leading    900, 800, ..., 0       every (T // num_steps)-th from 0 on, as DDIM's code does
         linspace   999, 888, ..., 0       both ends, rounded
@@ -24,12 +27,19 @@ def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "lea
 
     "leading" starts at (num_steps - 1) (T // num_steps) and "quadratic" at 0.8 T: below T - 1, and with one step at 0.
 
+    In continuous time, with N steps:
+
+        leading, linspace, trailing    1, 1 - 1/N, ..., 1/N    they differ by the rounding to whole steps alone
+        quadratic                      1, (1 - 1/N)^2, ..., 1/N^2
+
     Args:
-        schedule: The schedule, T steps.
-        num_steps: From 1 to T; all T by default. Times that fall together after rounding are visited once.
+        schedule: The schedule, in discrete time (T steps) or in continuous time.
+        num_steps: In discrete time from 1 to T, all T by default; times that coincide after rounding are visited once. In
+            continuous time at least 1, and 100 by default.
         spacing: "leading", "linspace", "trailing" or "quadratic".
-        clean: Whether the grid ends at the clean level. If not, it has one more of the schedule's levels, and ends at the
-            last of them: with "linspace", as DPM-Solver's code does, at t = 0. num_steps is then at most T - 1.
+        clean: Whether the grid ends at the clean level. If not, it visits one more of the schedule's levels, and ends at
+            the last of them. In discrete time num_steps is then at most T - 1, and "linspace" ends at t = 0, as
+            DPM-Solver's code does; in continuous time every spacing does.
 
     Returns:
         A Level of numpy arrays [N + 1]; with `clean`, the last is t = 0, alpha = 1, sigma = 0.
@@ -37,6 +47,12 @@ def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "lea
     Raises:
         ValueError: num_steps out of range, or an unknown spacing.
     """
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing: expected one of {SPACINGS}, received {spacing!r}")
+    if schedule.num_steps is None:
+        num_steps = CONTINUOUS_STEPS if num_steps is None else checked_num_steps(num_steps)
+        real = np.arange(num_steps, 0 if clean else -1, -1) / num_steps
+        return at(schedule, real**2 if spacing == "quadratic" else real, clean)
     total, most = schedule.num_steps, schedule.num_steps - (not clean)
     num_steps = most if num_steps is None else num_steps
     if not 1 <= num_steps <= most:
@@ -52,36 +68,36 @@ def spaced(schedule: Schedule, num_steps: int | None = None, spacing: str = "lea
             t = np.round(total - np.arange(num_steps) * (total / num_steps)) - 1
         case "quadratic":
             t = np.linspace(0, np.sqrt(0.8 * total), num_steps) ** 2
-        case _:
-            raise ValueError(f"spacing: expected one of {SPACINGS}, received {spacing!r}")
     return at(schedule, np.unique(t.astype(np.int32))[::-1], clean)
 
 
-def at(schedule: Schedule, t: np.ndarray, clean: bool = True) -> Level:
+def at(schedule: HasLevels, t: np.ndarray, clean: bool = True) -> Level:
     """The grid that visits the given times in their order, then the clean level.
 
     Args:
-        schedule: The schedule, T steps.
-        t: Integers [N] in 0..T-1; [N + 1] without the clean level.
+        schedule: The schedule, in discrete time (T steps) or in continuous time.
+        t: The times [N], or [N + 1] without the clean level: integers in 0..T-1, or real numbers in [0, 1].
         clean: Whether the clean level comes last.
 
     Returns:
         A Level of numpy arrays [N + 1]; with `clean`, the last is t = 0, alpha = 1, sigma = 0.
 
     Raises:
-        ValueError: t is empty (or a single time, without the clean level), not one-dimensional, or leaves 0..T-1.
-        TypeError: t is not of integers.
+        ValueError: t is empty (or a single time, without the clean level), not one-dimensional, or out of range.
+        TypeError: a discrete schedule's t is not of integers.
     """
     t = np.asarray(t)
     if t.ndim != 1 or len(t) < 2 - clean:
         raise ValueError(f"t: expected one dimension, at least {2 - clean} times, received shape {t.shape}")
-    last = schedule.num_steps - 1
+    if schedule.num_steps is None:
+        return _ending(Level(*map(np.asarray, schedule.level(t))), clean)
+    last = schedule.last
     if not np.issubdtype(t.dtype, np.integer):
         raise TypeError(f"t: expected integers in 0..{last}, received {t.dtype}")
     if np.any((t < 0) | (t > last)):
         raise ValueError(f"t: expected integers in 0..{last}, received {t}")
-    alpha, sigma = np.asarray(schedule.alpha)[t], np.asarray(schedule.sigma)[t]
-    return _ending(Level(t, alpha, sigma), clean)
+    table = require_discrete(schedule, "integer times")
+    return _ending(Level(t, np.asarray(table.alpha)[t], np.asarray(table.sigma)[t]), clean)
 
 
 def at_log_snr(schedule: HasLevels, log_snr: ArrayLike, clean: bool = True) -> Level:
@@ -93,7 +109,7 @@ def at_log_snr(schedule: HasLevels, log_snr: ArrayLike, clean: bool = True) -> L
         clean: Whether the clean level comes last.
 
     Returns:
-        A Level of numpy arrays [N + 1]; its t is fractional where the schedule's steps are between.
+        A Level of numpy arrays [N + 1]; its t is fractional between a discrete schedule's steps.
 
     Raises:
         ValueError: log_snr is too short, not one-dimensional, not finite, or out of the schedule's range.
@@ -114,7 +130,8 @@ def uniform_log_snr(
     Args:
         schedule: One with `level_at`, in discrete or continuous time.
         num_steps: N, at least 1.
-        log_snr: The noisiest and the least noisy; by default those of a discrete schedule.
+        log_snr: The noisiest and the least noisy; by default the schedule's own, if they are finite. `linear_vp` is clean
+            at t = 0 and needs them.
         clean: Whether the last step goes from the least noisy level to the clean one, or to the least noisy.
 
     Returns:
@@ -237,7 +254,7 @@ def runge_kutta_start(schedule: Schedule, t: np.ndarray, clean: bool = True) -> 
     """The grid for `pndm(start="runge_kutta")`: the first three steps visit t, the middle twice, and s.
 
     Args:
-        schedule: The schedule, T steps.
+        schedule: The schedule, in discrete time, T steps.
         t: Falling integers [N], N at least 4; [N + 1] without the clean level.
         clean: Whether the clean level comes last.
 
@@ -245,9 +262,9 @@ def runge_kutta_start(schedule: Schedule, t: np.ndarray, clean: bool = True) -> 
         A Level of numpy arrays [N + 9 + 1].
 
     Raises:
-        ValueError: As `at`, or fewer than four times.
+        ValueError: Same as `at`; fewer than four times; or a schedule in continuous time.
     """
-    t = np.asarray(t)
+    schedule, t = require_discrete(schedule, "a Runge-Kutta start"), np.asarray(t)
     if t.ndim != 1 or len(t) < 4:
         raise ValueError(f"t: expected one dimension, at least 4 times, received shape {t.shape}")
     start = [[a, (a + b) // 2, (a + b) // 2, b] for a, b in itertools.pairwise(t[:4])]
@@ -262,14 +279,25 @@ def _ramp(num_steps: int, clean: bool) -> np.ndarray:
 
 
 def _range(schedule: HasLevels, log_snr: tuple[float, float] | None) -> tuple[float, float]:
-    """The noisiest and the least noisy log_snr; those of a discrete schedule where none are given."""
+    """The noisiest and the least noisy log_snr; by default the schedule's own."""
     if log_snr is None:
-        if not isinstance(schedule, Schedule):
-            raise ValueError("log_snr: expected (noisiest, least noisy) for a schedule without steps, received None")
-        log_snr = (float(schedule.log_snr[-1]), float(schedule.log_snr[0]))
+        log_snr = _own_range(schedule)
+        if not np.all(np.isfinite(log_snr)):
+            raise ValueError(f"log_snr: expected (noisiest, least noisy) for a schedule whose own are {log_snr}, received None")
     if not -np.inf < log_snr[0] < log_snr[1] < np.inf:
         raise ValueError(f"log_snr: expected (noisiest, least noisy), finite and rising, received {log_snr}")
     return log_snr
+
+
+def _own_range(schedule: HasLevels) -> tuple[float, float]:
+    if schedule.num_steps is None:
+        _, alpha, sigma = schedule.level(np.array([schedule.last, 0.0]))
+        with np.errstate(divide="ignore"):
+            noisiest, cleanest = 2 * (np.log(alpha) - np.log(sigma))
+    else:
+        table = require_discrete(schedule, "the range of its steps").log_snr
+        noisiest, cleanest = table[-1], table[0]
+    return float(noisiest), float(cleanest)
 
 
 def _ending(levels: Level, clean: bool) -> Level:

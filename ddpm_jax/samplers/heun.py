@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.denoiser import Denoise
-from ddpm_jax.samplers import base, linear
+from ddpm_jax.samplers import base, multistep
 from ddpm_jax.samplers.churn import Churn, checked, churned
 from ddpm_jax.schedules import Array, HasLevels, Level
 
@@ -51,7 +51,7 @@ def heun(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Samp
             base.refuse_noisier_steps(levels, "heun with churn")
         t, x_scale, std = churned(levels, churn, schedule)
         _, s = base.ends(levels)
-        xp = linear.namespace(s.alpha)
+        xp = multistep.namespace(s.alpha)
         two_slopes = (t.alpha > 0) & (s.sigma > 0)
         change = (s.sigma - s.alpha * t.sigma / xp.where(two_slopes, t.alpha, 1.0)) / 2
         change = xp.where(t.sigma > 0, change, s.sigma)  # x at the clean end has no eps: the far slope alone

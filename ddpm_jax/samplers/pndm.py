@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.samplers import base, linear
+from ddpm_jax.samplers import base, multistep
 from ddpm_jax.schedules import Array, Level
 
 STARTS = ("multistep", "runge_kutta")
@@ -43,38 +43,38 @@ def pndm(start: str = "multistep", lower_order_final: bool = False) -> base.Samp
     if start not in STARTS:
         raise ValueError(f"start: expected one of {STARTS}, received {start!r}")
 
-    def plan_multistep(levels: Level) -> linear.Coefficients:
+    def plan_multistep(levels: Level) -> multistep.Coefficients:
         base.refuse_few_steps(levels, 4, "pndm")
         base.refuse_turns(levels, "pndm")
         t, s = base.ends(levels)
-        xp = linear.namespace(t.alpha)
-        order = linear.orders(levels, 4, lower_order_final, end_too=True)
+        xp = multistep.namespace(t.alpha)
+        order = multistep.orders(levels, 4, lower_order_final, end_too=True)
         past = transfer(xp, t, s)[1][:, None] * xp.asarray(ADAMS_BASHFORTH)[order - 1, 1:]
         # DDIM's step, and multiples of eps_j - eps_t: finite also where alpha_t is 0
-        return linear.multistep(t, 0 * s.alpha, past, s.alpha, s.sigma - past.sum(1), "eps", 0 * s.alpha)
+        return multistep.multistep(t, 0 * s.alpha, past, s.alpha, s.sigma - past.sum(1), "eps", 0 * s.alpha)
 
-    def plan_runge_kutta(levels: Level) -> linear.Coefficients:
+    def plan_runge_kutta(levels: Level) -> multistep.Coefficients:
         base.refuse_few_steps(levels, RUNGE_KUTTA_CALLS + 1, "pndm with a Runge-Kutta start")
         check_runge_kutta(levels)
         first, rest = runge_kutta(levels), plan_multistep_after(levels)
-        xp = linear.namespace(first)
+        xp = multistep.namespace(first)
         t, _ = base.ends(levels)
         matrix = xp.concatenate([first, rest])
-        return linear.Coefficients(t, matrix, xp.zeros(len(matrix)))
+        return multistep.Coefficients(t, matrix, xp.zeros(len(matrix)))
 
     def plan_multistep_after(levels: Level) -> Array:
         """Rows after the start; columns: x, x of the Runge-Kutta step, its mean eps, three eps before, x0, eps."""
         steps = Level(*(np.concatenate([a[: RUNGE_KUTTA_CALLS - 1 : 4], a[RUNGE_KUTTA_CALLS:]]) for a in levels))
         c = plan_multistep(steps).matrix[3:]
-        xp = linear.namespace(c)
+        xp = multistep.namespace(c)
         zero = xp.zeros_like(c[..., :1])
         wide = xp.concatenate([c[..., :1], zero, zero, c[..., 1:]], axis=-1)
         idle = xp.zeros_like(wide[:, :1])
         return xp.concatenate([wide[:, :1], idle, idle, wide[:, 1:]], axis=1)
 
     if start == "multistep":
-        return linear.linear_method(plan_multistep, 3)
-    return linear.linear_method(plan_runge_kutta, 5)
+        return multistep.linear_method(plan_multistep, 3)
+    return multistep.linear_method(plan_runge_kutta, 5)
 
 
 def transfer(xp: Any, t: Level, s: Level) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.samplers import base, linear
+from ddpm_jax.samplers import base, multistep
 from ddpm_jax.samplers.dpm_solver import psi
 from ddpm_jax.schedules import Array, Level
 
@@ -46,13 +46,13 @@ def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, lower_or
     if variant not in VARIANTS:
         raise ValueError(f"variant: expected one of {VARIANTS}, received {variant!r}")
 
-    def plan(levels: Level) -> linear.Coefficients:
+    def plan(levels: Level) -> multistep.Coefficients:
         base.refuse_few_steps(levels, order, "unipc")
         base.refuse_turns(levels, "unipc")
         t, s = base.ends(levels)
-        lam = linear.half_log_snr(levels)
-        xp, h = linear.namespace(lam), lam[1:] - lam[:-1]
-        reached = linear.orders(levels, order, lower_order_final)
+        lam = multistep.half_log_snr(levels)
+        xp, h = multistep.namespace(lam), lam[1:] - lam[:-1]
+        reached = multistep.orders(levels, order, lower_order_final)
         finite = (t.alpha > 0) & (t.sigma > 0) & (s.alpha > 0) & (s.sigma > 0)
         noisy = t.sigma > 0
         x_scale = xp.where(noisy, s.sigma / xp.where(noisy, t.sigma, 1.0), 0.0)[:, None]
@@ -62,16 +62,16 @@ def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, lower_or
         # the correction made in step i is of the interval before it: columns x, x before, outputs 0..p
         correct = xp.concatenate([0 * x_scale, x_scale, correct[:, : order + 1]], axis=1)
         corrects = xp.concatenate([xp.zeros(1, bool), finite[:-1] & corrector])[:, None]
-        correct = xp.where(corrects, linear.delayed(correct), np.eye(order + 3)[:1])
+        correct = xp.where(corrects, multistep.delayed(correct), np.eye(order + 3)[:1])
         predict = xp.concatenate([0 * x_scale, 0 * x_scale, predict[:, 1 : order + 1], 0 * x_scale], axis=1)
         # a row's columns: x, kept (x before, outputs 1..p), output 0, and eps, which is not used
         rows = [
             xp.concatenate([a[:, :2], a[:, 3:], a[:, 2:3], 0 * x_scale], axis=1) for a in (x_scale * correct + predict, correct)
         ]
-        matrix = xp.stack([*rows, *linear.shifted(xp, len(h), order, "x0", num_before=2)], axis=1)
-        return linear.Coefficients(t, matrix, 0 * h)
+        matrix = xp.stack([*rows, *multistep.shifted(xp, len(h), order, "x0", num_before=2)], axis=1)
+        return multistep.Coefficients(t, matrix, 0 * h)
 
-    return linear.linear_method(plan, 1 + order)
+    return multistep.linear_method(plan, 1 + order)
 
 
 def outputs(xp: Any, h: Array, reached: Array, order: int, variant: str, new: bool) -> Array:
@@ -92,7 +92,7 @@ def outputs(xp: Any, h: Array, reached: Array, order: int, variant: str, new: bo
     at_t = np.eye(1 + order)[1:2]
     weights = xp.where((reached == 0)[:, None], 1.0, psi1) * at_t
     for k in range(1, order + 1):
-        distances = [-sum(linear.delayed(h, j + 1) for j in range(m)) / h for m in range(1, k)]
+        distances = [-sum(multistep.delayed(h, j + 1) for j in range(m)) / h for m in range(1, k)]
         distances, used = ([1 + 0 * h, *distances], [0, *range(2, k + 1)]) if new else (distances, range(2, k + 1))
         if not distances:
             continue

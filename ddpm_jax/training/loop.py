@@ -1,38 +1,34 @@
-"""The loop: batches in; metrics, checkpoints and pictures out."""
+"""The training loop: step, log, draw, save."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
-import gc
 import itertools
 import math
 import signal
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax import distributed, sharding
-from ddpm_jax.cli import Ended
-from ddpm_jax.preemption import Preemption
-from ddpm_jax.training import footprint
-from ddpm_jax.training.record import Record
-from ddpm_jax.training.saver import Saver
+from ddpm_jax.devices import distributed, sharding
+from ddpm_jax.devices.compiler import compiler_options
+from ddpm_jax.devices.preemption import Ended, Preemption
+from ddpm_jax.training import memory
+from ddpm_jax.training.metrics import Record
+from ddpm_jax.training.saving import Saver
 from ddpm_jax.training.snapshots import Snapshots
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import TrainStep, several
-from ddpm_jax.writers import Terminal
+from ddpm_jax.training.step import TrainStep, multi_step
 
 HostBatch = dict[str, np.ndarray]
+Hook = tuple[int, Callable[[int, Any], None]]
+"""(every so many steps, function(step, params)); params are an average of the parameters, on every device."""
 
 PATIENCE = 2.0
-"""Seconds of steps at a call: a signal is answered after the call under way and the one that waits behind it."""
+"""Seconds of steps per dispatch at most: a signal is answered after the dispatch under way and the one queued behind it."""
 
 
 def train(
@@ -45,16 +41,15 @@ def train(
     record: Record,
     saver: Saver,
     snapshots: Snapshots,
-    draw: Callable[[TrainState], None],
-    draw_every: int,
     preemption: Preemption,
+    hooks: Sequence[Hook] = (),
+    average: str | None = None,
+    frozen: Any = (),
     steps_per_call: int = 1,
 ) -> TrainState:
-    """Trains until num_steps, and saves and draws the last state; does nothing where that is reached already.
+    """Trains until num_steps; returns at once if that is reached already.
 
-    The devices are called for one step or for several: until the next multiple of steps_per_call or, as the second call tells
-    how long a step takes, for `PATIENCE` seconds. What a call leaves to do, to take its metrics and to save a copy of its
-    state, is done when the next one is on its way, so that the devices never wait for it; but they do while a picture is drawn.
+    The metrics of a dispatch are read while the devices run the next one, except before something is drawn or saved.
 
     Args:
         state: Where to start; its buffers are donated.
@@ -63,12 +58,14 @@ def train(
         mesh: The devices.
         num_steps: The step to stop at.
         record: Takes the metrics.
-        saver: Saves states: when they are due, and the last.
+        saver: Saves states, when they are due and at the end.
         snapshots: Saves averages when they are due.
-        draw: Keeps a picture of what a state draws.
-        draw_every: In steps.
-        preemption: Asked after each call whether to save and to end.
-        steps_per_call: Divides the steps between lines, saves, snapshots and pictures, for nothing happens within a call.
+        preemption: Asked after each dispatch whether to save and end.
+        hooks: Called when they are due and at step num_steps, before the state is saved: to draw, to evaluate.
+        average: The average that hooks are given, by name; None for the parameters themselves.
+        frozen: The Objective's, on the devices.
+        steps_per_call: Training steps per dispatch; divides the intervals of lines, saves, snapshots and hooks, since
+            nothing happens within a dispatch.
 
     Returns:
         The last state.
@@ -80,162 +77,139 @@ def train(
     step = int(state.step)
     if step >= num_steps:
         return state
+    feed = _Feed(batches, mesh, step, num_steps, steps_per_call)
+    compiled = compile_step(multi_step(train_step), state, feed.put(), frozen, mesh, record.terminal.say)
 
-    most = steps_per_call
+    record.begin()
+    previous = None  # the dispatch whose metrics have not been read
+    for dispatch in itertools.count():
+        # Step: dispatch the next batches, and read those that follow.
+        state, metrics = compiled(state, feed.put(), frozen)
+        if previous is not None:
+            record.take_rows(*previous)
+        began = time.perf_counter()
+        step, num = step + len(feed.ahead), len(feed.ahead)
+        previous = step, num, metrics
+        if dispatch == 1:  # not the first, which takes longer
+            feed.measure(began, metrics)
+        with record.waiting_for_data():
+            feed.read(step)
+        ending = not feed.ahead or preemption.reached(dispatch)
+        due = [function for every, function in hooks if step % every == 0 or step == num_steps]
+        if not (ending or due or snapshots.is_due(step) or saver.is_due(step)):
+            continue
 
-    def read() -> tuple[list[HostBatch], Ended | None]:
-        return _read(batches, step, min(num_steps, (step // steps_per_call + 1) * steps_per_call, step + most) - step)
-
-    ahead, no_data = read()
-    if not ahead and no_data is not None:
-        raise no_data
-    compiled = compile_step(several(train_step), state, _put(mesh, ahead, steps_per_call), mesh, record.terminal.say)
-
-    ended = 0.0
-
-    def take(step: int, num: int, metrics: Any) -> None:
-        """Takes the metrics of a call of so many steps."""
-        nonlocal ended
-        rows = jax.device_get(metrics)
-        ended = time.perf_counter()
-        for i in range(num):
-            record.take(step - num + 1 + i, {name: row[i] for name, row in rows.items()})
-
-    def save(to: Saver | Snapshots, step: int, copy: Any) -> None:
-        if copy is not None:
-            with record.out_of_time():
-                to.save(step, copy)
-
-    for keeper in (saver, snapshots):
-        keeper.prepare(state, footprint.needed(compiled))
-    with _what_is_there_left_alone():
-        record.begin()
-        late: list[Callable[[], None]] = []
-        for call in itertools.count():
-            began = time.perf_counter()
-            state, metrics = compiled(state, _put(mesh, ahead, steps_per_call))
-            while late:
-                late.pop(0)()
-            step, num = step + len(ahead), len(ahead)
-            if call == 1 and steps_per_call > 1:  # not the first, which has more to do
-                jax.block_until_ready(metrics)
-                seconds = (time.perf_counter() - max(began, ended)) / num
-                most = distributed.of_first(functools.partial(_fitting, steps_per_call, seconds))
-            ahead = []
-            if step < num_steps and no_data is None:
-                with record.waiting_for_data():
-                    ahead, no_data = read()
-            ending = not ahead or preemption.reached(call)
-            is_drawn = step % draw_every == 0 or step == num_steps
-            late.append(functools.partial(take, step, num, metrics))
-            if ending or is_drawn:
-                late.pop()()
-            with record.out_of_time():
-                if is_drawn:  # first: a run killed between the two would not come back to draw
-                    _draw(draw, state, record.terminal)
-                if snapshots.is_due(step):
-                    late.append(functools.partial(save, snapshots, step, snapshots.copy(step, state)))
-                if ending or saver.is_due(step):
-                    late.append(functools.partial(save, saver, step, state.parts() if ending else saver.copy(step, state)))
-            if ending:
-                break
-        while late:
-            late.pop(0)()
+        # Log, draw, save: in this order, since a run killed between the last two would not come back to draw.
+        record.take_rows(*previous)
+        previous = None
+        with record.out_of_time():
+            params = sharding.copies(mesh, state.params if average is None else state.ema[average]) if due else None
+            for function in due:
+                function(step, params)
+            if snapshots.is_due(step):
+                snapshots.save(step, state)
+            if ending or saver.is_due(step):
+                saver.save(step, state, is_last=ending)
+        if ending:
+            break
     is_saved = saver.finish(step, state)
-    how = f"step {step} is {'saved' if is_saved else 'NOT SAVED'}; the same command again goes on"
-    if no_data is not None:
-        raise Ended(f"{no_data}; {how}", no_data.code)
-    if step < num_steps and preemption.number is not None:
-        raise Ended(f"ended by {signal.Signals(preemption.number).name}; {how}", 128 + preemption.number)
-    if not is_saved:
-        raise Ended(how, 1)
+    _raise_if_ended_early(step, num_steps, feed.ended, preemption.number, is_saved)
     return state
 
 
-def default_steps_per_call(everies: Collection[int]) -> int:
-    """Steps that the devices take at one call: up to ten on accelerators, as many as fit between what is done every so many.
+def _raise_if_ended_early(step: int, num_steps: int, no_data: Ended | None, number: int | None, is_saved: bool) -> None:
+    how = f"step {step} is {'saved' if is_saved else 'NOT SAVED'}; the same command again goes on"
+    if no_data is not None:
+        raise Ended(f"{no_data}; {how}", no_data.code)
+    if step < num_steps and number is not None:
+        raise Ended(f"ended by {signal.Signals(number).name}; {how}", 128 + number)
+    if not is_saved:
+        raise Ended(how, 1)
 
-    Training CIFAR-10 is then 1.25 times as fast on a GPU, whose host does not keep up step by step. One on CPU, where the
-    gradient of a convolution is 20 times slower within a loop.
+
+class _Feed:
+    """The batches of the next dispatch, at first those after a step; raises Ended if there are none.
+
+    Attributes:
+        ahead: The batches.
+        ended: Why there are no more, or None.
     """
-    most = 1 if jax.default_backend() == "cpu" else 10
-    return max(n for n in range(1, most + 1) if math.gcd(*everies) % n == 0)
+
+    def __init__(self, batches: Iterator[HostBatch], mesh: Mesh, step: int, num_steps: int, steps_per_call: int):
+        self.ended: Ended | None = None
+        self._batches, self._mesh, self._num_steps = batches, mesh, num_steps
+        self._steps_per_call = self._most = steps_per_call
+        self.read(step)
+        if not self.ahead and self.ended is not None:
+            raise self.ended
+
+    def read(self, step: int) -> None:
+        """Reads the batches after a step: up to the next multiple of steps_per_call, or fewer if a step takes long."""
+        self.ahead: list[HostBatch] = []
+        until = min(self._num_steps, (step // self._steps_per_call + 1) * self._steps_per_call, step + self._most)
+        if self.ended is not None:
+            return
+        try:
+            while len(self.ahead) < until - step:
+                self.ahead.append(next(self._batches))
+        except (Exception, SystemExit) as error:  # whatever a source raises, or ends its thread with
+            if jax.process_count() > 1:  # this process cannot tell the others in time
+                raise
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            self.ended = Ended(f"cannot read the batch of step {step + len(self.ahead) + 1}: {why}", 1)
+
+    def put(self) -> Any:
+        """Brings the batches to the devices: stacked, the last one repeated to fill up, and how many they are."""
+        filled = self.ahead + self.ahead[-1:] * (self._steps_per_call - len(self.ahead))
+        rows = {name: np.stack([batch[name] for batch in filled]) for name in filled[0]}
+        return sharding.put_batch(self._mesh, rows, axis=1), sharding.put_number(self._mesh, len(self.ahead))
+
+    def measure(self, began: float, metrics: Any) -> None:
+        """Waits for a dispatch, and from then on has as many steps in one as fit into `PATIENCE`."""
+        if self._steps_per_call > 1:
+            jax.block_until_ready(metrics)
+            seconds = (time.perf_counter() - began) / len(self.ahead)
+            self._most = distributed.of_first(lambda: fitting(self._steps_per_call, seconds))
 
 
-def _fitting(steps_per_call: int, seconds: float) -> int:
-    """The largest divisor of so many steps that takes `PATIENCE` at most."""
+def fitting(steps_per_call: int, seconds: float) -> int:
+    """The largest divisor of steps_per_call for which so many steps of the given length take at most `PATIENCE`."""
     return max(n for n in range(1, steps_per_call + 1) if steps_per_call % n == 0 and (n == 1 or n * seconds <= PATIENCE))
 
 
-def _draw(draw: Callable[[TrainState], None], state: TrainState, terminal: Terminal) -> None:
-    """Draws; a picture that the disk has no room for is no reason to end."""
-    try:
-        draw(state)
-    except OSError as error:
-        terminal.say(f"CANNOT DRAW step {int(state.step)}: {error}")
+def default_steps_per_call(intervals: Collection[int]) -> int:
+    """Training steps per dispatch: up to ten on accelerators, as many as divide the intervals of lines, saves and the like.
 
-
-def _read(batches: Iterator[HostBatch], step: int, num: int) -> tuple[list[HostBatch], Ended | None]:
-    """The next batches, and why there are fewer; which one process of several cannot tell the others in time, and it fails."""
-    ahead: list[HostBatch] = []
-    try:
-        while len(ahead) < num:
-            ahead.append(next(batches))
-    except (Exception, SystemExit) as error:  # whatever a source raises, or ends its thread with
-        if jax.process_count() > 1:
-            raise
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return ahead, Ended(f"cannot read the batch of step {step + len(ahead) + 1}: {why}", 1)
-    return ahead, None
-
-
-def _put(mesh: Mesh, ahead: list[HostBatch], steps_per_call: int) -> Any:
-    """What a call takes: the batches in a row, the last again in places left, and how many they are."""
-    filled = ahead + ahead[-1:] * (steps_per_call - len(ahead))
-    rows = {name: np.stack([batch[name] for batch in filled]) for name in ahead[0]}
-    return sharding.put_batch(mesh, rows, axis=1), sharding.put_number(mesh, len(ahead))
+    CIFAR-10 then trains 1.25 times as fast on a GPU, whose host does not keep up step by step. One on CPU, where the gradient
+    of a convolution is 20 times slower within a loop.
+    """
+    most = 1 if jax.default_backend() == "cpu" else 10
+    return max(n for n in range(1, most + 1) if math.gcd(*intervals) % n == 0)
 
 
 def compile_step(
-    train_step: TrainStep, state: TrainState, batch: Any, mesh: Mesh, say: Callable[[str], None] = lambda line: None
+    train_step: TrainStep,
+    state: TrainState,
+    batch: Any,
+    frozen: Any,
+    mesh: Mesh,
+    say: Callable[[str], None] = lambda line: None,
 ) -> jax.stages.Compiled:
-    """Compiles the step, or several, the state donated; state and batch are where they were.
+    """Compiles the step, or several, with the state donated; all arguments stay placed as they are.
 
     Args:
-        train_step: From `make_train_step` or `several`.
+        train_step: From `make_train_step` or `multi_step`.
         state: A state, on the mesh, or its shapes with shardings.
-        batch: What it takes besides, likewise.
+        batch, frozen: Its other arguments, likewise.
         mesh: The devices.
-        say: Told how long it took, and what a step costs.
+        say: Receives lines: how long it took, and memory and FLOPs of a step.
     """
     began = time.perf_counter()
-    placed = jax.tree.map(lambda a: a.sharding, (state, batch))
+    placed = jax.tree.map(lambda a: a.sharding, (state, batch, frozen))
     jitted = jax.jit(train_step, donate_argnums=0, in_shardings=placed, out_shardings=(placed[0], sharding.replicated(mesh)))
-    lowered = jitted.lower(state, batch)
-    compiled = lowered.compile(sharding.compiler_options(gradient=True))
-    _tidy()
+    lowered = jitted.lower(state, batch, frozen)
+    compiled = lowered.compile(compiler_options(gradient=True))
     say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
-    say(footprint.describe(state, lowered, compiled))
+    say(memory.describe(state, lowered, compiled))
     distributed.wait("compiled")
     return compiled
-
-
-def _tidy() -> None:
-    """Gives the system what the compiler has left free, up to gigabytes that glibc would keep."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
-        trim(0)
-
-
-@contextlib.contextmanager
-def _what_is_there_left_alone() -> Iterator[None]:
-    """Has Python not look for garbage in all that JAX has by now.
-
-    To look at half a million objects takes 0.3 s, in which no device is called, every few thousand steps.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -1,6 +1,6 @@
 """Snapshots of power functions' averages, from which an average of any width is made afterwards.
 
-They lie in `snapshots/<step>`, each complete or not there; a run that is gone on with finds those that it would write again.
+They are `snapshots/<step>`, written atomically; a resumed run reuses existing ones.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any, Self
 
 import jax
 
-from ddpm_jax import ema
-from ddpm_jax.aside import Aside
-from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.training import ema
 from ddpm_jax.training.state import TrainState
 
 FOLDER = "snapshots"
@@ -45,21 +44,11 @@ class Snapshots:
         """Whether to save one after this step."""
         return bool(self._names and self._thinned([step]))
 
-    def prepare(self, state: TrainState, needed: int) -> None:
-        """Does what the first one would take longer for; needed are the bytes that a device needs for a step besides."""
-        if self._names:
-            self._checkpoints.prepare(self._averages(state), needed)
-
-    def copy(self, step: int, state: TrainState) -> Aside | None:
-        """A copy to give to `save`, of a state that will be donated; None where that fails, which is reported."""
-        return self._checkpoints.copy(step, self._averages(state))
-
-    def save(self, step: int, averages: Aside) -> None:
-        """Begins to save a `copy`; one that fails is left out."""
-        self._checkpoints.save(step, averages, {})
-
-    def _averages(self, state: TrainState) -> dict[str, Any]:
-        return {f"ema_{name}": state.ema[name] for name in self._names}
+    def save(self, step: int, state: TrainState) -> None:
+        """Copies the averages and begins to save them; a snapshot that fails is left out."""
+        averages = self._checkpoints.copy(step, {f"ema_{name}": state.ema[name] for name in self._names})
+        if averages is not None:
+            self._checkpoints.save(step, averages, {})
 
 
 def reconstruct(

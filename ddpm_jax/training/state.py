@@ -1,16 +1,15 @@
-"""What a run is made of, between two steps."""
+"""The training state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import keys
-from ddpm_jax.networks import Network
+from ddpm_jax.training.objective import Objective
 
 
 class Skipped(NamedTuple):
@@ -30,11 +29,11 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: How many steps were taken, int32 scalar; also the number of the next batch.
-        params: The network's variables.
-        opt_state: The optimizer's.
+        params: The parameters.
+        opt_state: The optimizer's state.
         ema: Moving averages of params, by name.
         skipped: The steps that changed nothing.
-        history: The LossHistory of importance sampling, () without.
+        history: What the Objective remembers, such as the loss history of importance sampling; () if nothing.
     """
 
     step: jax.Array
@@ -56,53 +55,29 @@ class TrainState(NamedTuple):
         return cls(**{name: part for name, part in parts.items() if not name.startswith("ema_")}, ema=averages)
 
 
-def init_params(key: jax.Array, network: Network, image_shape: Sequence[int]) -> Any:
-    """The network's variables before training.
-
-    Args:
-        key: A typed key.
-        network: The network.
-        image_shape: (H, W, C).
-
-    Raises:
-        ValueError: images that the network cannot take.
-    """
-    return network.init(keys.stream(key, "init"), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32))
-
-
 def init_state(
-    key: jax.Array,
-    network: Network,
-    optimizer: optax.GradientTransformation,
-    image_shape: Sequence[int],
-    averages: Iterable[str] = ("decay",),
-    history: Any = (),
+    key: jax.Array, objective: Objective, optimizer: optax.GradientTransformation, averages: Iterable[str] = ("decay",)
 ) -> TrainState:
     """The state before the first step.
 
     Args:
         key: A typed key.
-        network: The network.
+        objective: What will be trained.
         optimizer: Its optimizer.
-        image_shape: (H, W, C).
-        averages: Their names.
-        history: Of the losses, empty; () where times are not drawn by it.
-
-    Raises:
-        ValueError: images that the network cannot take.
+        averages: The names of the averages of the parameters.
     """
-    return begin(init_params(key, network, image_shape), optimizer, averages, history)
+    return begin(objective.init(key), optimizer, averages, objective.memory)
 
 
 def begin(
     params: Any, optimizer: optax.GradientTransformation, averages: Iterable[str] = ("decay",), history: Any = ()
 ) -> TrainState:
     """The state that training starts from with given parameters, its averages copies of them."""
-    none = jnp.zeros((), jnp.int32)
+    step, total, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # no two of them one buffer, for donation
     copies = {name: jax.tree.map(jnp.copy, params) for name in averages}
-    return TrainState(none, params, optimizer.init(params), copies, Skipped(none, none), history)
+    return TrainState(step, params, optimizer.init(params), copies, Skipped(total, in_a_row), history)
 
 
 def num_params(params: Any) -> int:
-    """How many numbers the parameters hold."""
+    """The number of parameters."""
     return sum(a.size for a in jax.tree.leaves(params))

@@ -17,7 +17,7 @@ import pytest
 from fixtures import make_tfds
 from PIL import Image
 
-from ddpm_jax.data import kept, pipeline, sources
+from ddpm_jax.data import cache, files, pipeline, sources, tfds
 
 FIXTURE = make_tfds.DIRECTORY.parents[1]
 
@@ -167,7 +167,7 @@ def test_folder_finds_images_at_any_depth_in_the_order_of_their_paths(tmp_path):
         save(tmp_path / ignored, flat(255))
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
-    source = sources.folder(tmp_path, 8)
+    source = files.folder(tmp_path, 8)
     levels = [int(source[index]["image"][0, 0, 0]) for index in range(len(source))]
     assert levels == [20 * names.index(name) for name in sorted(names)]
 
@@ -193,7 +193,7 @@ def test_folder_finds_images_at_any_depth_in_the_order_of_their_paths(tmp_path):
 )
 def test_folder_converts_every_mode_of_png(tmp_path, image, expected):
     save(tmp_path / "image.png", image)
-    pixels = sources.folder(tmp_path, 8)[0]["image"]
+    pixels = files.folder(tmp_path, 8)[0]["image"]
     assert pixels.dtype == np.uint8 and pixels.shape == (8, 8, len(expected))
     np.testing.assert_array_equal(pixels, np.broadcast_to(np.array(expected), pixels.shape))
 
@@ -201,7 +201,7 @@ def test_folder_converts_every_mode_of_png(tmp_path, image, expected):
 def test_folder_scales_mode_i_by_16_bits(tmp_path):
     # Older versions of Pillow open a 16-bit PNG so; newer ones do with a TIFF, whatever its name ends in.
     save(tmp_path / "image.png", Image.fromarray(np.full((8, 8), 257 * 100, np.int32)), format="TIFF")
-    assert sources.folder(tmp_path, 8)[0]["image"].ravel().tolist() == [100] * 64
+    assert files.folder(tmp_path, 8)[0]["image"].ravel().tolist() == [100] * 64
 
 
 @pytest.mark.parametrize("transparent, expected", [(0, [255, 255, 255]), (1, [10, 20, 30])])
@@ -209,12 +209,12 @@ def test_folder_lays_a_transparent_palette_colour_on_white(tmp_path, transparent
     image = Image.new("P", (8, 8), 0)
     image.putpalette([10, 20, 30, 200, 0, 0])
     save(tmp_path / "image.png", image, transparency=transparent)
-    assert sources.folder(tmp_path, 8)[0]["image"][3, 3].tolist() == expected
+    assert files.folder(tmp_path, 8)[0]["image"][3, 3].tolist() == expected
 
 
 def test_folder_reads_cmyk_jpeg(tmp_path):
     save(tmp_path / "image.jpg", flat((0, 255, 255, 0), "CMYK"), quality=100)
-    pixels = sources.folder(tmp_path, 8)[0]["image"].astype(int)
+    pixels = files.folder(tmp_path, 8)[0]["image"].astype(int)
     assert np.abs(pixels - [255, 0, 0]).max() < 4
 
 
@@ -225,7 +225,7 @@ def test_folder_turns_images_as_exif_says(tmp_path, ending):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter: top right
     save(tmp_path / f"image.{ending}", image, exif=exif)
-    pixels = sources.folder(tmp_path, 16)[0]["image"][..., 0]
+    pixels = files.folder(tmp_path, 16)[0]["image"][..., 0]
     corners = [pixels[2, 2], pixels[2, -3], pixels[-3, 2], pixels[-3, -3]]
     assert [bool(level > 128) for level in corners] == [False, True, False, False]
 
@@ -233,9 +233,9 @@ def test_folder_turns_images_as_exif_says(tmp_path, ending):
 def test_folder_is_gray_only_if_all_files_are(tmp_path):
     save(tmp_path / "a.png", flat(50))
     save(tmp_path / "b.jpg", flat(50))
-    assert sources.folder(tmp_path, 4)[1]["image"].shape == (4, 4, 1)
+    assert files.folder(tmp_path, 4)[1]["image"].shape == (4, 4, 1)
     save(tmp_path / "c.png", flat((1, 2, 3), "RGB"))
-    source = sources.folder(tmp_path, 4)
+    source = files.folder(tmp_path, 4)
     assert source[0]["image"].tolist() == [[[50, 50, 50]] * 4] * 4
     assert source[2]["image"].tolist() == [[[1, 2, 3]] * 4] * 4
 
@@ -246,26 +246,26 @@ def test_folder_crops_the_centre(tmp_path, height, width):
     save(tmp_path / "image.png", image)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    np.testing.assert_array_equal(sources.folder(tmp_path, side)[0]["image"], image[top : top + side, left : left + side])
+    np.testing.assert_array_equal(files.folder(tmp_path, side)[0]["image"], image[top : top + side, left : left + side])
 
 
 def test_folder_resizes_without_aliasing(tmp_path):
     stripes = np.zeros((90, 90), np.uint8)
     stripes[:, ::2] = 255  # the finest there are: gray from afar, but bands to a filter that skips pixels
     save(tmp_path / "image.png", stripes)
-    inside = sources.folder(tmp_path, 20)[0]["image"][:, 2:-2].astype(int)
+    inside = files.folder(tmp_path, 20)[0]["image"][:, 2:-2].astype(int)
     assert np.abs(inside - 127.5).max() < 8
 
 
 def test_folder_enlarges_small_images(tmp_path):
     save(tmp_path / "image.png", flat(9, size=(3, 5)))
-    assert sources.folder(tmp_path, 16)[0]["image"].tolist() == [[[9]] * 16] * 16
+    assert files.folder(tmp_path, 16)[0]["image"].tolist() == [[[9]] * 16] * 16
 
 
 def test_folder_labels_class_folders_by_their_sorted_names(tmp_path):
     for name in ["dog/b.png", "cat/a.png", "ant/c.png", "dog/a.png"]:
         save(tmp_path / name, flat(0))
-    source = sources.folder(tmp_path, 4)
+    source = files.folder(tmp_path, 4)
     labels = [source[index]["label"] for index in range(4)]  # ant/c, cat/a, dog/a, dog/b
     assert [int(label) for label in labels] == [0, 1, 2, 2]
     assert all(label.dtype == np.int32 and label.shape == () for label in labels)
@@ -277,7 +277,7 @@ def test_folder_labels_class_folders_by_their_sorted_names(tmp_path):
 def test_folder_has_no_labels_without_class_folders(tmp_path, names):
     for name in names:
         save(tmp_path / name, flat(0))
-    assert sources.folder(tmp_path, 4)[0].keys() == {"image"}
+    assert files.folder(tmp_path, 4)[0].keys() == {"image"}
 
 
 def test_folder_names_and_leaves_out_what_is_no_image(tmp_path, caplog):
@@ -290,7 +290,7 @@ def test_folder_names_and_leaves_out_what_is_no_image(tmp_path, caplog):
     (tmp_path / "bomb.png").write_bytes(bomb)
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        source = sources.folder(tmp_path, 8)
+        source = files.folder(tmp_path, 8)
     assert len(source) == 1
     assert len(caplog.messages) == 4
     for name in ["empty.png", "page.jpg", "half.webp", "bomb.png"]:
@@ -304,7 +304,7 @@ def test_folder_puts_the_next_readable_image_in_the_place_of_a_damaged_one(tmp_p
         save(tmp_path / f"{name}.png", flat((int(name[-1]), 0, 0), "RGB"))
     for name in ["x/2b", "y/4"]:
         truncate(save(tmp_path / f"{name}.{ending}", noise))
-    source = sources.folder(tmp_path, 8)
+    source = files.folder(tmp_path, 8)
     with caplog.at_level(logging.WARNING), concurrent.futures.ThreadPoolExecutor(8) as pool:
         items = list(pool.map(source.__getitem__, list(range(5)) * 20))
     assert [int(item["image"][0, 0, 0]) for item in items] == [1, 2, 3, 3, 1] * 20
@@ -318,25 +318,25 @@ def test_folder_gives_up_when_no_image_can_be_read(tmp_path):
     for name in ["a.png", "b.png"]:
         truncate(save(tmp_path / name, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
     with pytest.raises(OSError, match=r"none of the 2 images .*a\.png"):
-        sources.folder(tmp_path, 8)[1]
+        files.folder(tmp_path, 8)[1]
 
 
 def test_folder_ends_where_its_files_do(tmp_path):
     save(tmp_path / "a.png", flat(0))
     with pytest.raises(IndexError):
-        sources.folder(tmp_path, 8)[1]
+        files.folder(tmp_path, 8)[1]
 
 
 def test_folder_refuses_what_it_cannot_use(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "missing"))):
-        sources.folder(tmp_path / "missing", 8)
+        files.folder(tmp_path / "missing", 8)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"\.jpeg, \.jpg, \.png, \.webp") as raised:
-        sources.folder(tmp_path, 8)
+        files.folder(tmp_path, 8)
     assert str(tmp_path) in str(raised.value)
     save(tmp_path / "a.png", flat(0))
     with pytest.raises(ValueError, match="image_size of at least 1, received 0"):
-        sources.folder(tmp_path, 0)
+        files.folder(tmp_path, 0)
 
 
 # ---- tfds
@@ -351,7 +351,7 @@ def prepared(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_tfds_gives_back_images_and_labels(split):
-    source = sources.tfds("cifar10", split, FIXTURE)
+    source = tfds.tfds("cifar10", split, FIXTURE)
     expected = make_tfds.examples(split)
     assert len(source) == len(expected)
     for index, (image, label) in enumerate(expected):
@@ -362,19 +362,19 @@ def test_tfds_gives_back_images_and_labels(split):
 
 
 def test_tfds_reads_parts_of_splits():
-    source = sources.tfds("cifar10", "train[25%:50%]", FIXTURE)
+    source = tfds.tfds("cifar10", "train[25%:50%]", FIXTURE)
     assert len(source) == 16
     np.testing.assert_array_equal(source[0]["image"], make_tfds.examples("train")[16][0])
 
 
 def test_tfds_resizes_as_folder_does(tmp_path):
     save(tmp_path / "image.png", make_tfds.examples("train")[0][0])
-    resized = sources.tfds("cifar10", "train", FIXTURE, image_size=20)[0]["image"]
-    np.testing.assert_array_equal(resized, sources.folder(tmp_path, 20)[0]["image"])
+    resized = tfds.tfds("cifar10", "train", FIXTURE, image_size=20)[0]["image"]
+    np.testing.assert_array_equal(resized, files.folder(tmp_path, 20)[0]["image"])
 
 
 def test_tfds_can_be_read_from_many_threads():
-    source = sources.tfds("cifar10", "train", FIXTURE)
+    source = tfds.tfds("cifar10", "train", FIXTURE)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         items = list(pool.map(source.__getitem__, list(range(64)) * 8))
     expected = [label for _, label in make_tfds.examples("train")] * 8
@@ -401,17 +401,17 @@ def test_tfds_needs_no_tensorflow():
         import numpy as np
         import tensorflow_datasets
         from fixtures import make_tfds
-        from ddpm_jax.data import sources
+        from ddpm_jax.data import tfds
 
         for split in ("train", "test"):
             images = np.stack([image for image, _ in make_tfds.examples(split)])
-            ours = sources.tfds("cifar10", split, {str(FIXTURE)!r})
+            ours = tfds.tfds("cifar10", split, {str(FIXTURE)!r})
             theirs = tensorflow_datasets.data_source("cifar10", split=split, data_dir={str(FIXTURE)!r}, download=False)
             for source in (ours, theirs):
                 read = [source[index]["image"] for index in range(len(source))]
                 np.testing.assert_array_equal(np.stack(read), images)
         try:
-            sources.tfds("lsun/church_outdoor", "train", {str(FIXTURE)!r})
+            tfds.tfds("lsun/church_outdoor", "train", {str(FIXTURE)!r})
         except FileNotFoundError:
             pass
         assert "tensorflow" not in sys.modules
@@ -429,14 +429,14 @@ def test_tfds_finds_configurations_and_the_newest_version(prepared):
     for version in ["3.0.10", "2.9.9", "incomplete.ABC_9.0.0"]:
         shutil.copytree(prepared / "cifar10" / "3.0.2", prepared / "cifar10" / version)
     rewrite(prepared / "cifar10" / "3.0.10" / "dataset_info.json", '"test"', '"new"')
-    assert len(sources.tfds("lsun/church_outdoor", "test", prepared)) == 16
-    assert len(sources.tfds("cifar10", "new", prepared)) == 16
-    assert len(sources.tfds("cifar10:3.0.2", "test", prepared)) == 16
+    assert len(tfds.tfds("lsun/church_outdoor", "test", prepared)) == 16
+    assert len(tfds.tfds("cifar10", "new", prepared)) == 16
+    assert len(tfds.tfds("cifar10:3.0.2", "test", prepared)) == 16
 
 
 def test_tfds_looks_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(FIXTURE))
-    assert len(sources.tfds("cifar10", "test")) == 16
+    assert len(tfds.tfds("cifar10", "test")) == 16
 
 
 def builders_prepared_by(message, monkeypatch):
@@ -455,7 +455,7 @@ def builders_prepared_by(message, monkeypatch):
 def test_tfds_gives_the_command_that_prepares_a_data_set(tmp_path, monkeypatch, name):
     place = tmp_path / "it's a place"
     with pytest.raises(FileNotFoundError, match=name) as raised:
-        sources.tfds(name, "train", place)
+        tfds.tfds(name, "train", place)
     assert "\n" not in str(raised.value)
     (builder,) = builders_prepared_by(str(raised.value), monkeypatch)
     assert builder.info.file_format.value == "array_record"
@@ -465,7 +465,7 @@ def test_tfds_gives_the_command_that_prepares_a_data_set(tmp_path, monkeypatch, 
 def test_tfds_gives_the_command_for_the_usual_place(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))) as raised:
-        sources.tfds("cifar10")
+        tfds.tfds("cifar10")
     assert "data_dir" not in str(raised.value)
 
 
@@ -479,7 +479,7 @@ def test_tfds_says_when_a_data_set_is_prepared_in_another_format(prepared, monke
     info = prepared / "cifar10" / "3.0.2" / "dataset_info.json"
     rewrite(info, '"fileFormat": "array_record"', '"fileFormat": "tfrecord"')
     with pytest.raises(FileNotFoundError, match="not as ArrayRecord") as raised:
-        sources.tfds("cifar10", "train", prepared)
+        tfds.tfds("cifar10", "train", prepared)
     assert f"mv {info.parent} {info.parent}.old && pip" in str(raised.value)
     info.parent.rename(f"{info.parent}.old")
     (builder,) = builders_prepared_by(str(raised.value), monkeypatch)
@@ -490,7 +490,7 @@ def test_tfds_reads_a_data_set_in_two_formats(prepared):
     info = prepared / "cifar10" / "3.0.2" / "dataset_info.json"
     both = '"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]'
     rewrite(info, '"fileFormat": "array_record"', both)
-    assert sources.tfds("cifar10", "train", prepared)[0]["label"] == make_tfds.examples("train")[0][1]
+    assert tfds.tfds("cifar10", "train", prepared)[0]["label"] == make_tfds.examples("train")[0][1]
 
 
 @pytest.mark.parametrize(
@@ -506,21 +506,21 @@ def test_tfds_reads_a_data_set_in_two_formats(prepared):
 )
 def test_tfds_refuses_unknown_names_and_splits(name, split, message):
     with pytest.raises(ValueError, match=message):
-        sources.tfds(name, split, FIXTURE)
+        tfds.tfds(name, split, FIXTURE)
 
 
 def test_tfds_asks_for_a_size_where_images_differ(prepared):
     features = prepared / "cifar10" / "3.0.2" / "features.json"
     rewrite(features, '"32"', '"-1"')
     with pytest.raises(ValueError, match="expected an image_size"):
-        sources.tfds("cifar10", "train", prepared)
-    assert sources.tfds("cifar10", "train", prepared, image_size=16)[0]["image"].shape == (16, 16, 3)
+        tfds.tfds("cifar10", "train", prepared)
+    assert tfds.tfds("cifar10", "train", prepared, image_size=16)[0]["image"].shape == (16, 16, 3)
 
 
 def test_tfds_refuses_data_sets_without_images(prepared):
     rewrite(prepared / "cifar10" / "3.0.2" / "features.json", '\n            "image"', '\n            "photo"')
     with pytest.raises(ValueError, match=r"expected a feature `image` .* cifar10 has .*photo"):
-        sources.tfds("cifar10", "train", prepared)
+        tfds.tfds("cifar10", "train", prepared)
 
 
 class Counted:
@@ -542,7 +542,7 @@ class Counted:
 @pytest.mark.parametrize(("most", "reads"), [(10 * (48 + 4), 1), (10 * (48 + 4) - 1, 2)])
 def test_kept_images_are_decoded_once_where_all_find_room(most, reads):
     source = Counted()
-    once, numbers = kept.Kept(source, most), np.array([3, 9, 3, 1])
+    once, numbers = cache.Kept(source, most), np.array([3, 9, 3, 1])
     for _ in range(2):
         taken = once.take(numbers)
         np.testing.assert_array_equal(taken["label"], numbers)
@@ -557,9 +557,16 @@ def test_kept_images_reach_all_threads(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(40):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{i:02}.png")
-    source = kept.Kept(sources.folder(tmp_path, 8))
+    source = cache.Kept(files.folder(tmp_path, 8))
     with contextlib.closing(pipeline.iterate(pipeline.batches(source, 16, seed=0), num_threads=8)) as batches:
         seen = np.concatenate([next(batches)["image"] for _ in range(10)])
     expected = np.stack([source[i]["image"] for i in range(40)])
     for epoch in seen.reshape(4, 40, -1):
         assert sorted(map(bytes, epoch)) == sorted(map(bytes, expected))
+
+
+def test_the_old_places_of_sources_are_kept_for_a_version():
+    assert sources.folder is files.folder
+    assert sources.tfds is tfds.tfds
+    with pytest.raises(AttributeError, match="no attribute 'folders'"):
+        sources.folders  # noqa: B018

@@ -14,13 +14,14 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import factory, sharding
-from ddpm_jax.checkpoint import Checkpoints
-from ddpm_jax.cli import UsageError
+from ddpm_jax import factory
 from ddpm_jax.config import Config, Data, Network, Train, changes, from_dict, read_config
+from ddpm_jax.config.cli import UsageError
+from ddpm_jax.devices import sharding
 from ddpm_jax.interop import __main__ as script
 from ddpm_jax.interop import diffusers, files, weights
 from ddpm_jax.networks import UNet
+from ddpm_jax.runs.checkpoints import Checkpoints
 from ddpm_jax.training import state
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import sharding
-from ddpm_jax.networks import UNet, layers, timestep_embedding, with_label
+from ddpm_jax.networks import UNet, cpu, layers, timestep_embedding, with_label
 
 KEY = jax.random.key(0)
 SMALL = UNet(channels=16, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,), num_groups=8)
@@ -111,6 +110,7 @@ def test_dropout_is_on_in_training_alone():
     variables = variables_of(network, x.shape)
     still = network.apply(variables, x, t)
     np.testing.assert_array_equal(still, SMALL.clone(dropout=0.0).apply(variables, x, t))
+    np.testing.assert_array_equal(still, network.apply(variables, x, t, dropout_keys=jax.random.split(KEY, 2)))
     assert not np.allclose(still, network.apply(variables, x, t, train=True, rngs={"dropout": KEY}))
     with pytest.raises(Exception, match="dropout"):
         network.apply(variables, x, t, train=True)
@@ -238,7 +238,7 @@ def test_remat_changes_the_memory_of_the_gradient_alone():
 
     def compiled(network):
         loss = lambda params: (network.apply(params, x, t, train=True, rngs={"dropout": KEY}) ** 2).mean()  # noqa: E731
-        return jax.jit(jax.value_and_grad(loss)).lower(params).compile(sharding.compiler_options(gradient=True))
+        return jax.jit(jax.value_and_grad(loss)).lower(params).compile(cpu.compiler_options(gradient=True))
 
     kept, computed_again = compiled(plain), compiled(plain.clone(remat=True))
     used = [program.memory_analysis().temp_size_in_bytes for program in (kept, computed_again)]

@@ -7,7 +7,8 @@ import sys
 CODE = """
 import jax, jax.numpy as jnp, numpy as np
 from test_every_method import DETERMINISTIC, GRID, KEY, KNOWN, MASK, METHODS, SCHEDULE
-from ddpm_jax import guidance, samplers, sharding
+from ddpm_jax import guidance, samplers
+from ddpm_jax.devices import sharding
 from ddpm_jax.denoiser import clipped, make_denoise
 
 mesh = sharding.make_mesh()

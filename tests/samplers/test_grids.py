@@ -1,11 +1,17 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
-from ddpm_jax import schedules
+from ddpm_jax import diffusion, samplers, schedules
+from ddpm_jax.denoiser import make_denoise
 from ddpm_jax.samplers import grids
-from ddpm_jax.schedules import Level
+from ddpm_jax.schedules import Level, continuous
 
 SCHEDULE = schedules.linear(1000)
+WHOLE = continuous.cosine(-np.inf, np.inf)
+"""alpha = cos(pi t / 2), from clean data to pure noise."""
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,94 @@ def test_an_unknown_spacing_is_refused():
         grids.spaced(SCHEDULE, 10, "even")
 
 
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize(
+    ("spacing", "times"),
+    [
+        ("leading", [1, 0.75, 0.5, 0.25]),
+        ("linspace", [1, 0.75, 0.5, 0.25]),
+        ("trailing", [1, 0.75, 0.5, 0.25]),
+        ("quadratic", [1, 0.5625, 0.25, 0.0625]),
+    ],
+)
+def test_four_steps_in_continuous_time(spacing, times, clean):
+    """Without the clean level they end at the schedule's own t = 0, log_snr = 15."""
+    levels = grids.spaced(continuous.cosine(), 4, spacing, clean)
+    np.testing.assert_array_equal(levels.t, [*times, 0])
+    np.testing.assert_allclose(levels.alpha[[0, -1]] ** 2, [1 / (1 + np.exp(15)), 1 if clean else 1 / (1 + np.exp(-15))])
+    np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1)
+    assert np.all(np.diff(levels.alpha) > 0)
+    assert (levels.sigma[-1] == 0) == clean
+    assert all(type(a) is np.ndarray for a in levels)
+
+
+def test_continuous_time_has_a_hundred_steps_by_default():
+    assert len(grids.spaced(continuous.cosine()).t) == 101
+    assert len(grids.spaced(continuous.cosine(), 5000).t) == 5001
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="num_steps: expected at least 1"):
+            grids.spaced(continuous.cosine(), wrong)
+    with pytest.raises(ValueError, match="spacing"):
+        grids.spaced(continuous.cosine(), 10, "even")
+
+
+def test_explicit_times_in_continuous_time():
+    levels = grids.at(WHOLE, [0.5, 0.2])
+    np.testing.assert_array_equal(levels.t, [0.5, 0.2, 0])
+    np.testing.assert_allclose(levels.alpha, [np.sqrt(0.5), np.cos(0.1 * np.pi), 1])
+    with pytest.raises(ValueError, match="t: expected 0 to 1"):
+        grids.at(WHOLE, [1.5, 0.2])
+    with pytest.raises(ValueError, match="a number of steps for a Runge-Kutta start"):
+        grids.runge_kutta_start(WHOLE, np.array([0.9, 0.6, 0.3, 0.1]))
+
+
+DATA = (np.ones(1), np.array([0.5]), np.array([0.04]))
+
+
+def exact(schedule):
+    """The Denoise of a network that knows the data are N(0.5, 0.04), and the noise level by t alone."""
+
+    def predict(x, t):
+        level = schedule.level(t)
+        return diffusion.eps_from_x0(
+            level, x, oracles.posterior_mean(x, level.alpha[:, None], level.sigma[:, None], *DATA, xp=jnp)
+        )
+
+    return make_denoise(schedule, predict, clip=False)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "levels"),
+    [
+        (samplers.ddim(), grids.spaced(continuous.cosine(), 1000)),
+        (samplers.dpm_solver_pp(), grids.spaced(continuous.cosine(), 100, "quadratic")),
+        (samplers.dpm_solver_pp(), grids.uniform_log_snr(continuous.cosine(), 50)),
+    ],
+    ids=["ddim", "dpm_solver_pp", "dpm_solver_pp, log_snr"],
+)
+def test_samples_in_continuous_time_have_the_moments_of_the_data(sampler, levels):
+    """40,000 samples; the grids are so fine that the error of the steps is less than 1 % of the variance."""
+    denoise = exact(continuous.cosine())
+    x = np.asarray(
+        jax.jit(lambda key: samplers.sample(key, sampler, denoise, levels, (40_000,)))(jax.random.key(0)), np.float64
+    )
+    assert abs(x.mean() - 0.5) < 4 * 0.2 / 200
+    assert abs(x.var() / 0.04 - 1) < 4 * np.sqrt(2 / 40_000) + 0.01
+
+
+@pytest.mark.parametrize("schedule", [continuous.linear_vp(), WHOLE], ids=["linear_vp", "whole cosine"])
+def test_ancestral_samples_in_continuous_time_have_the_moments_of_ten_steps(schedule):
+    """Both schedules are clean at t = 0, and the cosine has no signal at t = 1."""
+    levels = grids.spaced(schedule, 10)
+    sampler, denoise = samplers.ddpm("fixed_small"), exact(schedule)
+    mean, var = oracles.ancestral_moments(levels.alpha, levels.sigma, 0.5, 0.04, "fixed_small")
+    x = np.asarray(
+        jax.jit(lambda key: samplers.sample(key, sampler, denoise, levels, (40_000,)))(jax.random.key(0)), np.float64
+    )
+    assert abs(x.mean() - mean) < 4 * np.sqrt(var / 40_000)
+    assert abs(x.var() / var - 1) < 4 * np.sqrt(2 / 40_000)
+
+
 def test_explicit_times():
     np.testing.assert_array_equal(grids.at(SCHEDULE, [500, 20]).t, [500, 20, 0])
     for wrong in ([], [[1]], [1000], [-1]):
@@ -74,14 +168,6 @@ def test_a_grid_may_end_at_its_last_level(spacing):
         grids.spaced(SCHEDULE, 1000, clean=False)
 
 
-class Continuous:
-    """A schedule in continuous time: the cosine of Nichol and Dhariwal, t in [0, 1]."""
-
-    def level_at(self, log_snr):
-        angle = np.arctan(np.exp(-np.asarray(log_snr) / 2))
-        return Level(angle * 2 / np.pi, np.cos(angle), np.sin(angle))
-
-
 def log_snr(levels):
     return 2 * np.log(levels.alpha / levels.sigma)
 
@@ -90,7 +176,7 @@ ENDS = (float(SCHEDULE.log_snr[-1]), float(SCHEDULE.log_snr[0]))
 
 
 @pytest.mark.parametrize("clean", [True, False])
-@pytest.mark.parametrize("schedule", [SCHEDULE, Continuous()], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, WHOLE], ids=["discrete", "continuous"])
 def test_spacings_in_log_snr(schedule, clean):
     uniform = grids.uniform_log_snr(schedule, 9, ENDS, clean)
     karras, edm = grids.karras(schedule, 9, 7.0, ENDS, clean), grids.karras(schedule, 9, 1.0, ENDS, clean)
@@ -112,7 +198,7 @@ def test_spacings_in_log_snr(schedule, clean):
 
 def test_karras_sigmas_of_edm():
     """The 18 sigmas that the generate.py of NVlabs/edm visits for CIFAR-10, as it prints them; the last is 0.002."""
-    levels = grids.karras(Continuous(), 18, log_snr=(-2 * np.log(80.0), -2 * np.log(0.002)))
+    levels = grids.karras(WHOLE, 18, log_snr=(-2 * np.log(80.0), -2 * np.log(0.002)))
     expected = [80, 57.58598472, 40.78557380, 28.37458460, 19.35245298, 12.91008238, 8.40093531, 5.31519452, 3.25682152]
     np.testing.assert_allclose((levels.sigma / levels.alpha)[:9], expected, rtol=1e-8)
     np.testing.assert_allclose((levels.sigma / levels.alpha)[10:12], [1.08817064, 0.58534812], rtol=1e-8)
@@ -121,8 +207,14 @@ def test_karras_sigmas_of_edm():
 def test_the_default_range_is_the_schedules():
     levels = grids.uniform_log_snr(SCHEDULE, 10)
     np.testing.assert_allclose(levels.t[[0, -2, -1]], [999, 0, 0], atol=1e-6)
-    with pytest.raises(ValueError, match="without steps"):
-        grids.uniform_log_snr(Continuous(), 10)
+    levels = grids.karras(continuous.cosine(-8.0, 12.0), 10)
+    np.testing.assert_allclose(levels.t[[0, -2]], [1, 0], atol=1e-9)
+    np.testing.assert_allclose(log_snr(Level(*(a[:-1] for a in levels)))[[0, -1]], [-8, 12], rtol=1e-9)
+    for schedule, own in ((continuous.linear_vp(), r"-10\.0\d+, inf"), (WHOLE, "-inf, inf")):
+        with pytest.raises(
+            ValueError, match=rf"log_snr: expected \(noisiest, least noisy\) .* own are \({own}\), received None"
+        ):
+            grids.uniform_log_snr(schedule, 10)
     for wrong in ((2.0, 1.0), (-np.inf, 1.0)):
         with pytest.raises(ValueError, match="rising"):
             grids.karras(SCHEDULE, 10, log_snr=wrong)

@@ -1,19 +1,16 @@
-import gc
 import json
 import signal
 import time
-import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import sharding
-from ddpm_jax.cli import Ended
-from ddpm_jax.preemption import Preemption
-from ddpm_jax.training import loop, saver
-from ddpm_jax.training.record import Record
+from ddpm_jax.devices import sharding
+from ddpm_jax.devices.preemption import Ended, Preemption
+from ddpm_jax.training import loop, saving
+from ddpm_jax.training.metrics import Record
 from ddpm_jax.training.state import Skipped, TrainState
 
 MESH = sharding.make_mesh()
@@ -40,22 +37,16 @@ class Recorder:
 
 
 class Saves:
-    """Stands in for a Saver: remembers what was saved when; without room, there are no copies."""
+    """Stands in for a Saver: remembers what was saved when."""
 
-    def __init__(self, record, every, works=True, room=True):
-        self.record, self.every, self.works, self.room, self.sums = record, every, works, room, {}
-
-    def prepare(self, state, needed):
-        assert needed >= 0
+    def __init__(self, record, every, works=True):
+        self.record, self.every, self.works, self.sums = record, every, works, {}
 
     def is_due(self, step):
         return step % self.every == 0
 
-    def copy(self, step, state):
-        return jax.tree.map(jnp.copy, state.parts()) if self.room else None
-
-    def save(self, step, parts):
-        assert int(parts["step"]) == step
+    def save(self, step, state, is_last):
+        assert int(state.step) == step
         self.sums[step] = json.loads(json.dumps(self.record.sums()))
 
     def finish(self, step, state):
@@ -70,21 +61,14 @@ class Averages:
     def __init__(self, every):
         self.every, self.saved = every, {}
 
-    def prepare(self, state, needed):
-        self.is_prepared = True
-
     def is_due(self, step):
         return step % self.every == 0
 
-    def copy(self, step, state):
-        assert self.is_prepared
-        return float(state.params[0])
-
-    def save(self, step, averages):
-        self.saved[step] = averages
+    def save(self, step, state):
+        self.saved[step] = float(state.params[0])
 
 
-def counting_step(state, batch):
+def counting_step(state, batch, frozen):
     """Loss n + 1 at step n, not finite where the batch says so."""
     is_finite = batch["image"].max() <= 200
     in_a_row = jnp.where(is_finite, 0, state.skipped.in_a_row + 1)
@@ -92,14 +76,15 @@ def counting_step(state, batch):
     metrics = {
         "loss": jnp.where(is_finite, state.step + 1.0, jnp.nan), "grad_norm": jnp.float32(0.5), "is_finite": is_finite,
         "param_norm": jnp.float32(2.0), "learning_rate": jnp.float32(0.1), "skipped": skipped.total,
-        "skipped_in_a_row": in_a_row, "quarter_losses": jnp.arange(4.0), "quarter_counts": jnp.array([0.0, 1.0, 1.0, 2.0]),
+        "skipped_in_a_row": in_a_row,
+        "objective": {f"loss_q{i}": (jnp.float32(i), jnp.float32(n)) for i, n in enumerate((0, 1, 1, 2))},
     }  # fmt: skip
     return state._replace(step=state.step + 1, params=state.params + 1, skipped=skipped), metrics
 
 
 def run(
-    start=0, num_steps=10, broken_steps=(), sums=None, ends=None, batches=None, works=True, room=True, draw=None,
-    steps_per_call=1, **every,
+    start=0, num_steps=10, broken_steps=(), sums=None, ends=None, batches=None, works=True, draw=None,
+    steps_per_call=1, draw_every=6, **every,
 ):  # fmt: skip
     def make():
         none = jnp.zeros((), jnp.int32)
@@ -108,10 +93,10 @@ def run(
     images = ({"image": np.full((4, 2, 2, 1), 255 if n in broken_steps else n, np.uint8)} for n in range(start + 1, 1000))
     first = sharding.create(make, sharding.replicated(MESH))
     recorder, drawn = Recorder(), []
-    every = {"save": 4, "draw": 6, "log": 5} | every
+    every = {"save": 4, "draw": draw_every, "log": 5} | every
     snapshots = Averages(every.get("snapshot", 1000))
     record = Record(recorder, [recorder], every["log"], num_steps, 4, sums)
-    saves, preemption = Saves(record, every["save"], works, room), Preemption()
+    saves, preemption = Saves(record, every["save"], works), Preemption()
 
     class Data:
         """Has the signal come while a step is under way."""
@@ -125,8 +110,8 @@ def run(
     try:
         last = loop.train(
             first, counting_step, Data(), MESH, num_steps, record=record, saver=saves, snapshots=snapshots,
-            draw=(lambda s: drawn.append(int(s.step))) if draw is None else draw, draw_every=every["draw"],
-            preemption=preemption, steps_per_call=steps_per_call,
+            hooks=[(every["draw"], (lambda step, params: drawn.append(step)) if draw is None else draw)],
+            average="decay", preemption=preemption, steps_per_call=steps_per_call,
         )  # fmt: skip
     except (FloatingPointError, Ended) as error:
         return error, recorder, saves, drawn
@@ -147,57 +132,36 @@ def test_snapshots_are_saved_when_due():
     run(start=4, num_steps=12, snapshot=4, steps_per_call=2)
 
 
-def test_a_state_is_saved_when_the_next_call_is_on_its_way(monkeypatch):
-    """And drawn before, for then it is donated; where a copy has no room, training goes on, and the last state is saved."""
-    events, compile_step, save = [], loop.compile_step, Saves.save
+def test_a_state_is_logged_drawn_and_saved_before_the_next_step_overwrites_it(monkeypatch):
+    events, compile_step, save, take = [], loop.compile_step, Saves.save, Record.take
 
     def watched(*args):
         compiled = compile_step(*args)
-
-        def call(state, batch):
-            events.append(f"call {int(state.step) + 1}")
-            return compiled(state, batch)
-
-        call.memory_analysis = compiled.memory_analysis
-        return call
+        return lambda state, *rest: events.append(f"call {int(state.step) + 1}") or compiled(state, *rest)
 
     monkeypatch.setattr(loop, "compile_step", watched)
-    monkeypatch.setattr(Saves, "save", lambda self, step, state: events.append(f"save {step}") or save(self, step, state))
-    run(num_steps=9, save=3, draw=lambda state: events.append(f"draw {int(state.step)}"))
-    calls = [f"call {step}" for step in range(1, 10)]
-    assert events == [*calls[:4], "save 3", *calls[4:6], "draw 6", calls[6], "save 6", *calls[7:], "draw 9", "save 9"]
-    events.clear()
-    last, *_ = run(num_steps=5, save=3, room=False)
-    assert (int(last.step), events) == (5, [*calls[:5], "save 5"])
+    monkeypatch.setattr(Record, "take", lambda self, step, now: events.append(f"log {step}") or take(self, step, now))
+    monkeypatch.setattr(
+        Saves, "save", lambda self, step, *rest, **last: events.append(f"save {step}") or save(self, step, *rest, **last)
+    )
+    run(num_steps=5, save=2, draw=lambda step, params: events.append(f"draw {step}"), draw_every=4)
+    assert events == [
+        "call 1", "call 2", "log 1", "log 2", "save 2", "call 3", "call 4", "log 3", "log 4", "draw 4", "save 4",
+        "call 5", "log 5", "draw 5", "save 5",
+    ]  # fmt: skip
 
 
-def test_a_copy_is_given_back_when_it_is_saved(monkeypatch):
-    copies, most, copy = [], [], Saves.copy
-
-    def watched(self, step, state):
-        copied = copy(self, step, state)
-        copies.append(weakref.ref(copied["params"]))
-        most.append(sum(alive() is not None for alive in copies))
-        return copied
-
-    monkeypatch.setattr(Saves, "copy", watched)
-    run(num_steps=8, save=2)
-    assert most == [1] * len(most)
-    assert len(most) == 3
-
-
-def test_python_looks_no_more_through_what_was_there_before_the_first_step():
-    frozen = []
-    run(draw=lambda state: frozen.append(gc.get_freeze_count()))
-    assert min(frozen) > 100_000
-    assert gc.get_freeze_count() == 0, "it does so afterwards"
+def test_hooks_are_given_the_average_that_was_asked_for():
+    given = {}
+    run(num_steps=6, draw=lambda step, params: given.update({step: np.asarray(params)}))
+    np.testing.assert_array_equal(given[6], np.ones(1))
 
 
 def test_what_is_saved_and_drawn_does_not_count_as_training(monkeypatch):
-    slow = lambda function: lambda *args: time.sleep(0.3) or function(*args)  # noqa: E731
-    for name in ("copy", "save"):
-        monkeypatch.setattr(Saves, name, slow(getattr(Saves, name)))
-    _, recorder, *_ = run(num_steps=8, save=2, log=4, draw=lambda state: time.sleep(0.3))
+    monkeypatch.setattr(
+        Saves, "save", lambda self, *args, save=Saves.save, **last: time.sleep(0.3) or save(self, *args, **last)
+    )
+    _, recorder, *_ = run(num_steps=8, save=2, log=4, draw=lambda step, params: time.sleep(0.3))
     assert min(figures["images_per_second"] for figures in recorder.written.values()) > 4 * 4 / 0.5
 
 
@@ -238,16 +202,16 @@ def test_several_steps_a_call_do_what_single_ones_do(start):
 
 def test_a_call_takes_no_longer_than_a_signal_may_wait(monkeypatch):
     """Once the second has told that a step takes too long for more than one; the first has other things to do."""
-    assert [loop._fitting(10, seconds) for seconds in (0.017, 0.2, 0.21, 0.4, 0.5, 1.1, 60)] == [10, 10, 5, 5, 2, 1, 1]
-    nums, read = [], loop._read
-    monkeypatch.setattr(loop, "_read", lambda batches, step, num: nums.append(num) or read(batches, step, num))
+    assert [loop.fitting(10, seconds) for seconds in (0.017, 0.2, 0.21, 0.4, 0.5, 1.1, 60)] == [10, 10, 5, 5, 2, 1, 1]
+    nums, put = [], loop._Feed.put
+    monkeypatch.setattr(loop._Feed, "put", lambda self: nums.append(len(self.ahead)) or put(self))
     every = {"log": 4, "num_steps": 12, "steps_per_call": 2}
     _, quick, *_ = run(**every)
-    assert nums == [2] * 6
+    assert nums[1:] == [2] * 6
     nums.clear()
     monkeypatch.setattr(loop, "PATIENCE", 0.0)
     _, slow, *_ = run(**every)
-    assert nums == [2] * 2 + [1] * 8
+    assert nums[1:] == [2] * 2 + [1] * 8
     means = [{step: figures["loss"] for step, figures in recorder.written.items()} for recorder in (quick, slow)]
     assert means[0] == means[1]
 
@@ -321,15 +285,6 @@ def test_data_that_end_cost_no_step(error):
     assert list(saves.sums) == [4, 6]
 
 
-def test_a_picture_that_cannot_be_written_is_said_and_no_more():
-    def draw(state):
-        raise OSError("no space left")
-
-    last, recorder, *_ = run(draw=draw)
-    assert int(last.step) == 10
-    assert "CANNOT DRAW step 6: no space left" in recorder.said
-
-
 class FailingCheckpoints:
     """Of which the saves at the given steps fail."""
 
@@ -352,26 +307,26 @@ class FailingCheckpoints:
 
 
 def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch):
-    monkeypatch.setattr(saver, "PAUSE", 0)
+    monkeypatch.setattr(saving, "PAUSE", 0)
     recorder = Recorder()
     record = Record(recorder, [recorder], 5, 100, 4)
     state = lambda step: TrainState(jnp.int32(step), {}, {}, {}, Skipped(jnp.int32(0), jnp.int32(0)))  # noqa: E731
     checkpoints = FailingCheckpoints(40, 44)
-    saving = saver.Saver(checkpoints, record, {}, every=40)
+    saver = saving.Saver(checkpoints, record, {}, every=40)
     for step in range(1, 121):
-        if saving.is_due(step):
-            saving.save(step, saving.copy(step, state(step)))
+        if saver.is_due(step):
+            saver.save(step, state(step))
     assert checkpoints.saved == [48, 80, 120]
     checkpoints = FailingCheckpoints(40)
-    saving = saver.Saver(checkpoints, record, {}, every=40)
+    saver = saving.Saver(checkpoints, record, {}, every=40)
     for step in range(5, 121, 5):  # as calls of five steps end
-        if saving.is_due(step):
-            saving.save(step, saving.copy(step, state(step)))
+        if saver.is_due(step):
+            saver.save(step, state(step))
     assert checkpoints.saved == [45, 80, 120]
     recorder.full = True
-    saving.save(121, state(121).parts())
+    saver.save(121, state(121))
     assert checkpoints.failed, "a checkpoint whose lines are not written would lose them"
-    assert not saving.finish(121, state(121))
+    assert not saver.finish(121, state(121))
     recorder.full = False
-    assert saving.finish(121, state(121))
+    assert saver.finish(121, state(121))
     assert checkpoints.saved[-1] == 121

@@ -3,10 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import ema, sharding
-from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.devices import sharding
+from ddpm_jax.factory.load import part_of
+from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.training import ema
 from ddpm_jax.training.snapshots import Snapshots, reconstruct
-from ddpm_jax.training.trained import part_of
 
 WIDTHS = {"power_0.05": 0.05, "power_0.1": 0.1}
 ABSTRACT = sharding.abstract(lambda: {"w": jnp.zeros(3)}, sharding.replicated(sharding.make_mesh()))
@@ -29,7 +30,7 @@ def run(workdir, start, end, until=None):
         for n in range(until if until is not None else end):
             averages = step(averages, jnp.asarray(values[n], jnp.float32), n)
             if n >= start and snapshots.is_due(n + 1):
-                snapshots.save(n + 1, snapshots.copy(n + 1, State(averages)))
+                snapshots.save(n + 1, State(averages))
     return averages
 
 

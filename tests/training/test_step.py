@@ -1,6 +1,3 @@
-import functools
-import re
-
 import chex
 import flax.linen as nn
 import jax
@@ -9,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import ema, factory, schedules, sharding
-from ddpm_jax.clipping import clip
+from ddpm_jax import factory, keys, networks, objectives, schedules
 from ddpm_jax.config import Diffusion, Loss
-from ddpm_jax.training import step
-from ddpm_jax.training.state import TrainState, begin, init_params, init_state, num_params
+from ddpm_jax.training import ema, step
+from ddpm_jax.training.objective import Objective
+from ddpm_jax.training.optimizers import clip
+from ddpm_jax.training.state import TrainState, begin, init_state, num_params
 
 KEY = jax.random.key(0)
 SCHEDULE = schedules.linear(1000)
@@ -25,9 +23,9 @@ class Tiny(nn.Module):
     dropout: float = 0.3
 
     @nn.compact
-    def __call__(self, x_t, t, *, train=False):
+    def __call__(self, x_t, t, *, train=False, dropout_keys=None):
         h = nn.Conv(8, (3, 3))(x_t) + nn.Dense(8)(t[:, None] / 1000)[:, None, None]
-        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
+        h = networks.dropout(dropout_keys, "dropout", self.dropout)(nn.swish(h))
         return nn.Conv(x_t.shape[-1], (3, 3))(h)
 
 
@@ -38,15 +36,26 @@ OPTIMIZER = optax.chain(clip(1.0), optax.adam(LEARNING_RATE))
 BATCH = {"image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)}
 
 
-def new_state():
-    return init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1), AVERAGES)
-
-
-def make(optimizer=OPTIMIZER, times="uniform", averages=AVERAGES, **options):
+def make_objective(times="uniform", of=None, network=NETWORK, image_shape=(8, 8, 1), draw_times=None, **options):
     loss = Loss(times=times)
-    of = factory.make_loss(loss, Diffusion(), SCHEDULE)
-    _, draw_times = factory.make_times(loss, 1000, 8)
-    return step.make_train_step(KEY, NETWORK, of, draw_times, optimizer, LEARNING_RATE, averages, 1000, **options)
+    of = factory.make_loss(loss, Diffusion(), SCHEDULE) if of is None else of
+    memory, draw = factory.make_times(loss, 1000, 8)
+    return objectives.diffusion(
+        network, image_shape, of, draw_times or draw, 1000, lambda params, key, frozen: None, memory=memory, **options
+    )
+
+
+def new_state(objective=None):
+    return init_state(KEY, make_objective() if objective is None else objective, OPTIMIZER, AVERAGES)
+
+
+def make_step(objective, optimizer=OPTIMIZER, averages=AVERAGES, **options):
+    train_step = step.make_train_step(KEY, objective, optimizer, LEARNING_RATE, averages, **options)
+    return lambda state, batch: train_step(state, batch, objective.frozen)
+
+
+def make(optimizer=OPTIMIZER, averages=AVERAGES, accumulate=1, **options):
+    return make_step(make_objective(**options), optimizer, averages, accumulate=accumulate)
 
 
 def test_the_state_before_training():
@@ -56,7 +65,7 @@ def test_the_state_before_training():
         chex.assert_trees_all_equal(state.ema[average], state.params)
     assert set(state.parts()) == {"step", "params", "opt_state", "ema_decay", "ema_power_0.1", "skipped"}
     chex.assert_trees_all_equal(TrainState.of(state.parts()), state)
-    again, other = (init_params(key, NETWORK, (8, 8, 1)) for key in (KEY, jax.random.key(1)))
+    again, other = map(make_objective().init, (KEY, jax.random.key(1)))
     chex.assert_trees_all_equal(state.params, again)
     assert not jax.tree.all(jax.tree.map(np.array_equal, state.params, other))
     assert num_params(state.params) == sum(a.size for a in jax.tree.leaves(state.params))
@@ -94,36 +103,21 @@ def test_everything_random_follows_the_step():
 @pytest.mark.parametrize("key", ["loss", "dropout", "flip"])
 def test_each_stream_matters(key, monkeypatch):
     """Were a stream a constant, replacing it by another would change nothing."""
-    original = step.keys.stream
+    original = keys.stream
     train_step = lambda: jax.jit(make(random_flip=True))(new_state(), BATCH)[1]["loss"]  # noqa: E731
     before = train_step()
-    monkeypatch.setattr(step.keys, "stream", lambda k, name: original(k, name + "!" if name == key else name))
+    monkeypatch.setattr(keys, "stream", lambda k, name: original(k, name + "!" if name == key else name))
     assert train_step() != before
-
-
-def test_dropout_masks_follow_the_example_not_its_place_in_the_batch():
-    state = new_state()
-    keys = jax.random.split(KEY, 6)
-    x, t = jax.random.normal(KEY, (6, 8, 8, 1)), jnp.arange(6)
-    predict = jax.jit(functools.partial(step.predict_in_training, NETWORK, state.params))
-    whole = predict(x, t, keys)
-    np.testing.assert_allclose(predict(x[4:], t[4:], keys[4:]), whole[4:], atol=1e-5)
-    np.testing.assert_allclose(predict(x[::-1], t[::-1], keys[::-1]), whole[::-1], atol=1e-5)
-    assert not np.allclose(whole, predict(x, t, keys[::-1]), atol=1e-3)
-    still = NETWORK.clone(dropout=0.0).apply(state.params, x, t)
-    assert not np.allclose(whole, still, atol=1e-3)
-    plain = functools.partial(step.predict_in_training, NETWORK.clone(dropout=0.0), state.params)
-    np.testing.assert_allclose(plain(x, t, keys), still, atol=1e-5)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     """As if the batch had not been: the step after it does what it would have done at once, but for its random numbers."""
     of = factory.make_loss(Loss(), Diffusion(), SCHEDULE)
-    history, draw_times = factory.make_times(Loss(times="importance"), 1000, 8)
     broken = lambda key, predict, x0, ids, t: of(key, predict, x0, ids, t) * jnp.where(x0.max() < 1, 1, jnp.nan)  # noqa: E731
-    train_step = jax.jit(step.make_train_step(KEY, NETWORK, broken, draw_times, OPTIMIZER, LEARNING_RATE, AVERAGES, 1000))
+    objective = make_objective("importance", broken)
+    train_step = jax.jit(make_step(objective))
     good = {"image": np.minimum(BATCH["image"], 254)}
-    before, _ = train_step(init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1), AVERAGES, history), good)
+    before, _ = train_step(new_state(objective), good)
     after, metrics = train_step(before, BATCH)
     assert not metrics["is_finite"]
     assert (metrics["skipped"], metrics["skipped_in_a_row"], after.step) == (1, 1, 2)
@@ -139,8 +133,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
 
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
     of = lambda key, predict, x0, ids, t: jnp.sqrt(jnp.mean(predict(x0, t) * 0, (1, 2, 3)))  # noqa: E731
-    _, draw_times = factory.make_times(Loss(), 1000, 8)
-    train_step = jax.jit(step.make_train_step(KEY, NETWORK, of, draw_times, OPTIMIZER, LEARNING_RATE, AVERAGES, 1000))
+    train_step = jax.jit(make(of=of))
     before = new_state()
     after, metrics = train_step(before, BATCH)
     assert metrics["loss"] == 0
@@ -151,17 +144,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
 @pytest.mark.parametrize("times", ["uniform", "importance"])
 def test_accumulated_microbatches_are_the_full_batch(times):
     """Flips, dropout, times and noise are those of the full batch; clipping binds; 50 steps, at every one of them."""
-    history, _ = factory.make_times(Loss(times=times), 1000, 8)
     one, four = (jax.jit(make(times=times, random_flip=True, accumulate=n)) for n in (1, 4))
-    whole = parts = init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1), AVERAGES, history)
+    whole = parts = new_state(make_objective(times))
     clipped = 0
     for _ in range(50):
         whole, expected = one(whole, BATCH)
         parts, metrics = four(parts, BATCH)
         clipped += expected["grad_norm"] > 1
-        for name in ("loss", "grad_norm", "quarter_losses"):
+        for name in ("loss", "grad_norm"):
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, err_msg=name)
-        np.testing.assert_array_equal(metrics["quarter_counts"], expected["quarter_counts"])
+        for name, (total, count) in expected["objective"].items():
+            np.testing.assert_allclose(metrics["objective"][name][0], total, rtol=1e-5, err_msg=name)
+            assert metrics["objective"][name][1] == count
     assert clipped > 3
     if times == "importance":
         np.testing.assert_array_equal(parts.history.seen, whole.history.seen)
@@ -177,7 +171,8 @@ def test_microbatches_are_not_in_a_loop_on_cpu():
 
 def test_several_steps_are_single_ones_and_however_they_are_parted_the_same_bits():
     rows = {"image": np.random.default_rng(0).integers(0, 256, (5, 8, 8, 8, 1), np.uint8)}
-    five, one = jax.jit(step.several(make())), jax.jit(make())
+    single = step.make_train_step(KEY, make_objective(), OPTIMIZER, LEARNING_RATE, AVERAGES)
+    five, one = jax.jit(lambda state, ahead: step.multi_step(single)(state, ahead, ())), jax.jit(make())
     state, metrics = five(new_state(), (rows, 5))
     parted, first = five(new_state(), (rows, 3))
     np.testing.assert_array_equal(first["loss"][3:], 0)
@@ -198,9 +193,10 @@ def test_several_steps_are_single_ones_and_however_they_are_parted_the_same_bits
 
 def test_losses_by_quarters_of_the_times():
     _, metrics = jax.jit(make(times="stratified"))(new_state(), BATCH)
-    np.testing.assert_array_equal(metrics["quarter_counts"], [2, 2, 2, 2])
-    np.testing.assert_allclose(metrics["quarter_losses"].sum() / 8, metrics["loss"], rtol=1e-5)
-    assert len(set(metrics["quarter_losses"].tolist())) == 4
+    sums, counts = zip(*(metrics["objective"][f"loss_q{i}"] for i in range(4)), strict=True)
+    np.testing.assert_array_equal(counts, [2, 2, 2, 2])
+    np.testing.assert_allclose(sum(sums) / 8, metrics["loss"], rtol=1e-5)
+    assert len(set(map(float, sums))) == 4
 
 
 def test_the_state_is_donated_and_no_buffer_is_shared():
@@ -210,15 +206,6 @@ def test_the_state_is_donated_and_no_buffer_is_shared():
     jax.block_until_ready(after)
     pointers = [a.unsafe_buffer_pointer() for a in jax.tree.leaves(after)]
     assert len(set(pointers)) == len(pointers)
-
-
-def test_the_state_is_not_copied_on_cpu():
-    """Each array that is trained, its moments and its average are written where they were; small numbers may be copied."""
-    lowered = jax.jit(make(), donate_argnums=0).lower(new_state(), BATCH)
-    program = lowered.compile(sharding.compiler_options(gradient=True)).as_text()
-    names = [name for name in re.findall(r" = f32\S+ copy\(.*?%(state_\w+)", program) if "kernel" in name]
-    assert "state_params" in program
-    assert names == []
 
 
 def test_averages_follow_the_parameters_each_at_its_own_pace():
@@ -235,8 +222,7 @@ def test_averages_follow_the_parameters_each_at_its_own_pace():
 
 @pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
 def test_times_are_drawn_as_asked_and_importance_remembers(times):
-    history, _ = factory.make_times(Loss(times=times), 1000, 8)
-    state = init_state(KEY, NETWORK, OPTIMIZER, (8, 8, 1), AVERAGES, history)
+    state = new_state(make_objective(times))
     assert ("history" in state.parts()) == (times == "importance")
     train_step = jax.jit(make(times=times))
     for _ in range(3):
@@ -253,7 +239,7 @@ class Told(nn.Module):
     """Predicts nothing but a number for its label: 3 of none, and otherwise 0, 1 or 2."""
 
     @nn.compact
-    def __call__(self, x_t, t, labels=None, *, train=False):
+    def __call__(self, x_t, t, labels=None, *, train=False, dropout_keys=None):
         shift = self.param("shift", nn.initializers.zeros, (4,))
         return jnp.zeros_like(x_t) + shift[labels][:, None, None, None]
 
@@ -269,8 +255,10 @@ def test_labels_reach_the_network_and_a_share_is_withheld():
     times = lambda key, history, ids: (jnp.zeros(8, jnp.int32), jnp.ones(8))  # noqa: E731
 
     def seen(share, steps=1):
-        options = {"num_classes": 3, "label_dropout": share}
-        train_step = jax.jit(step.make_train_step(KEY, Told(), of, times, optimizer, LEARNING_RATE, {}, 1000, **options))
+        objective = make_objective(
+            of=of, network=Told(), image_shape=(2, 2, 1), draw_times=times, num_classes=3, label_dropout=share
+        )
+        train_step = jax.jit(make_step(objective, optimizer, {}))
         after = state
         for _ in range(steps):
             after, _ = train_step(after, batch)
@@ -282,3 +270,31 @@ def test_labels_reach_the_network_and_a_share_is_withheld():
     assert abs(found[3] - (0.25 + share * 6 / 8)) < 4 * 16 / 1600
     assert found[0] > found[1] > 0.1
     np.testing.assert_allclose(found.sum(), 1, atol=1e-5)
+
+
+def test_a_frozen_tree_is_an_argument_of_the_step_and_metrics_add_up_over_microbatches():
+    """An objective that knows no diffusion: the student's distance from a frozen teacher, weighted by example."""
+
+    def losses(params, key, step, batch, ids, frozen, memory):
+        found = (batch["x"] * params["w"] - batch["x"] * frozen["w"]) ** 2
+        return found, 1.0 + ids, {"error": (found.sum(), jnp.int32(len(ids)))}, {"seen": batch["x"]}
+
+    remember = lambda memory, noted: {"seen": noted["seen"]}  # noqa: E731
+    objective = Objective(
+        lambda key: {"w": jnp.zeros(())},
+        losses,
+        remember=remember,
+        frozen={"w": jnp.float32(3.0)},
+        memory={"seen": jnp.zeros(4)},
+    )
+    batch, sgd = {"x": jnp.array([1.0, 2.0, 3.0, 4.0])}, optax.sgd(0.1)
+    for accumulate in (1, 2):
+        train_step = jax.jit(step.make_train_step(KEY, objective, sgd, LEARNING_RATE, {}, accumulate=accumulate))
+        state, metrics = train_step(init_state(KEY, objective, sgd, ()), batch, objective.frozen)
+        np.testing.assert_allclose(metrics["loss"], 9 * (1 + 2 * 4 + 3 * 9 + 4 * 16) / 4, rtol=1e-6)
+        np.testing.assert_allclose(state.params["w"], 0.1 * 2 * 3 * (1 + 2 * 4 + 3 * 9 + 4 * 16) / 4, rtol=1e-6)
+        np.testing.assert_allclose(metrics["objective"]["error"][0], 9 * 30, rtol=1e-6)
+        assert metrics["objective"]["error"][1] == 4
+        np.testing.assert_array_equal(state.history["seen"], batch["x"])
+        other, _ = train_step(init_state(KEY, objective, sgd, ()), batch, {"w": jnp.float32(0.0)})
+        assert other.params["w"] == 0, "the teacher is not part of the program"

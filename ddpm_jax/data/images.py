@@ -1,0 +1,115 @@
+"""Images: uint8 on disk and from the loader, [-1, 1] in between."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def to_float(image: jax.Array) -> jax.Array:
+    """uint8 to float32 in [-1, 1], x / 127.5 - 1 as in the code of Ho et al. 2020."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: jax.Array) -> jax.Array:
+    """[-1, 1] to uint8, rounded to the nearest grey value and clipped; the inverse of `to_float`."""
+    return jnp.clip(jnp.round((x.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def random_flip(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Mirrors each image left to right with probability 1/2.
+
+    Args:
+        keys: Typed keys [B], one an image.
+        x: Images [B, H, W, C].
+
+    Returns:
+        Images [B, H, W, C].
+    """
+    flip = jax.vmap(lambda key: jax.random.bernoulli(key))(keys)
+    return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
+
+
+def grid(image: np.ndarray, gap: int = 1, columns: int | None = None) -> np.ndarray:
+    """Lays images out in rows.
+
+    Args:
+        image: uint8 [N, H, W, C].
+        gap: Black pixels between images.
+        columns: Images a row; as square as their number allows by default.
+
+    Returns:
+        uint8 [rows * (H + gap) - gap, columns * (W + gap) - gap, C]; places without an image are black.
+    """
+    num, height, width, channels = image.shape
+    columns = math.ceil(math.sqrt(num)) if columns is None else columns
+    rows = math.ceil(num / columns)
+    sheet = np.zeros((rows * columns, height + gap, width + gap, channels), np.uint8)
+    sheet[:num, :height, :width] = image
+    sheet = sheet.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+    return sheet.reshape(rows * (height + gap), columns * (width + gap), channels)[: -gap or None, : -gap or None]
+
+
+def save_grid(path: str | os.PathLike[str], image: np.ndarray, max_size: int = 512, columns: int | None = None) -> None:
+    """Writes a grid of images as a PNG, small ones enlarged by whole numbers without smoothing.
+
+    Args:
+        path: The file; its folder is made where missing.
+        image: uint8 [N, H, W, C], C = 1 or 3; of other numbers the first, as grayscale.
+        max_size: The grid is enlarged while its width stays within this.
+        columns: Images a row; as square as their number allows by default.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sheet(image, max_size, columns).save(path)
+
+
+def save(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Writes an image, uint8 [H, W, C], as a PNG of its own size; C as for `save_grid`."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sheet(image[None], 0, 1).save(path)
+
+
+def load(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
+    """Reads an image file of the size (H, W, C) as uint8 [H, W, C], C = 1 or 3.
+
+    Raises:
+        OSError: there is no such file, or it is no image.
+        ValueError: it has another size.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.size != (shape[1], shape[0]):
+            raise ValueError(f"expected an image {shape[1]} wide and {shape[0]} high, as the model draws, received "
+                             f"{image.size[0]} x {image.size[1]} in {path}")  # fmt: skip
+        return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
+
+
+def save_film(path: str | os.PathLike[str], frames: np.ndarray, seconds: float = 4.0) -> None:
+    """Writes an animated GIF that plays for ever, each frame a grid of images and the last held for a second.
+
+    Args:
+        path: The file.
+        frames: uint8 [F, N, H, W, C], C as for `save_grid`.
+        seconds: How long all frames but the last take.
+    """
+    first, *others = (_sheet(frame, 512, None) for frame in frames)
+    durations = [max(int(1000 * seconds / len(frames)), 20)] * len(others) + [1000]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def _sheet(image: np.ndarray, max_size: int, columns: int | None) -> Any:
+    from PIL import Image  # here, so that the arithmetic above needs jax alone
+
+    sheet = grid(image, columns=columns)
+    scale = max(max_size // sheet.shape[1], 1)
+    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(sheet if sheet.shape[-1] == 3 else sheet[..., 0])

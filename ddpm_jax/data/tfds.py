@@ -1,0 +1,142 @@
+"""A data set of TensorFlow Datasets as a source."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.data.files import check_image_size, pixels
+from ddpm_jax.data.sources import Source
+
+
+def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None = None, image_size: int | None = None) -> Source:
+    """A data set of TensorFlow Datasets, prepared in the ArrayRecord format; TensorFlow is not needed to read it.
+
+    Args:
+        name: Such as "cifar10", "lsun/church_outdoor", "cifar10:3.0.2"; the newest prepared version by default.
+        split: A split or a part of one, such as "train" or "train[:90%]".
+        data_dir: Where data sets are prepared; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        image_size: Height and width of the items: the square in the centre is resized to it. None keeps the images
+            as they are, which must then all have one shape.
+
+    Returns:
+        The source, with the features `image` and, where there is such a class label, `label`.
+
+    Raises:
+        FileNotFoundError: the data set is not prepared, or in another format; the message has the command to do so.
+        ValueError: an unknown name, configuration or split; a data set without images of 8 bits; images of differing
+            shapes without an image_size.
+    """
+    import tensorflow_datasets  # here, since the import takes a second
+
+    builder = tensorflow_datasets.builder_from_directory(_newest_version(name, data_dir))
+    if tensorflow_datasets.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        raise FileNotFoundError(
+            f"tfds: {name} is prepared in {builder.data_dir}, but not as ArrayRecord; to move that away and prepare it"
+            f" again: mv {shlex.quote(builder.data_dir)} {shlex.quote(builder.data_dir + '.old')} &&"
+            f" {_prepare_command(name, data_dir)}"
+        )
+    features = dict(builder.info.features)
+    _check_features(name, features, image_size)
+    encoded = tensorflow_datasets.decode.SkipDecoding()  # TFDS itself decodes by OpenCV or Pillow, as installed
+    try:
+        records = builder.as_data_source(split, decoders={"image": encoded}, file_format="array_record")
+    except ValueError as error:
+        names = ", ".join(builder.info.splits)
+        raise ValueError(f"tfds: expected a split of {name}, of {names}, received {split!r}") from error
+    label = features.get("label")
+    num_classes = label.num_classes if isinstance(label, tensorflow_datasets.features.ClassLabel) else None
+    Image.init()  # as in `folder`
+    return Records(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, num_classes)
+
+
+def _newest_version(name: str, data_dir: str | PathLike[str] | None) -> PathLike[str]:
+    """The folder of a prepared data set, found by its name alone: the code that prepares it may need TensorFlow."""
+    import tensorflow_datasets
+
+    dataset, _, version = name.partition(":")
+    parent = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets") if data_dir is None else data_dir
+    root = tensorflow_datasets.core.Path(parent).expanduser() / dataset
+    folders = [file.parent for file in root.glob("*/features.json")]
+    versions = {
+        tuple(int(number) for number in folder.name.split(".")): folder
+        for folder in folders
+        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and version in ("", folder.name)
+    }
+    if not versions:
+        raise _not_prepared(name, data_dir, root)
+    return versions[max(versions)]
+
+
+def _not_prepared(name: str, data_dir: str | PathLike[str] | None, root: PathLike[str]) -> Exception:
+    """The error for a data set that is not there: an unknown name or configuration, or one to prepare first."""
+    import tensorflow_datasets
+
+    dataset, _, config = name.partition(":")[0].partition("/")
+    try:
+        configs = tensorflow_datasets.builder_cls(dataset).builder_configs
+    except tensorflow_datasets.core.DatasetNotFoundError:
+        return ValueError(f"tfds: {name!r} is not prepared in {root}, nor is it known to TensorFlow Datasets")
+    if (configs or config) and config not in configs:
+        names = ", ".join(f"{dataset}/{known}" for known in configs) if configs else dataset
+        return ValueError(f"tfds: expected one of {names}, received {name!r}")
+    command = _prepare_command(name, data_dir)
+    return FileNotFoundError(f"tfds: {name} is not prepared in {root}; to do so: {command}")
+
+
+def _prepare_command(name: str, data_dir: str | PathLike[str] | None) -> str:
+    """The shell command that prepares a data set; not `tfds build`, which does not start without apache-beam."""
+    place = "" if data_dir is None else f", data_dir={json.dumps(os.fspath(data_dir))}"
+    builder = f'tfds.builder({json.dumps(name)}, file_format="array_record"{place})'
+    code = f"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"
+    return f'pip install -e ".[prepare]" && python -c {shlex.quote(code)}'
+
+
+def _check_features(name: str, features: dict[str, Any], image_size: int | None) -> None:
+    """Raises ValueError where a data set has no images of 8 bits, or differing ones that nothing resizes."""
+    import tensorflow_datasets
+
+    image = features.get("image")
+    if not isinstance(image, tensorflow_datasets.features.Image) or image.np_dtype != np.uint8:
+        raise ValueError(f"tfds: expected a feature `image` of 8-bit images, {name} has {', '.join(features)}")
+    if image_size is not None:
+        check_image_size("tfds", image_size)
+    elif None in image.shape:
+        raise ValueError(f"tfds: the images of {name} differ in shape, expected an image_size, received None")
+
+
+class Records:
+    """A source of TFDS records, their images decoded when asked for.
+
+    Args:
+        records: Examples with `image`, an encoded image, as bytes.
+        image_size: Height and width of the items, >= 1; None for images that all have one shape.
+        channels: 1 or 3.
+        num_classes: Of the examples' `label`; None for items without.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]], image_size: int | None, channels: int, num_classes: int | None):
+        self._records = records
+        self._image_size = image_size
+        self._channels = channels
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = self._records[index]
+        with Image.open(io.BytesIO(record["image"])) as image:
+            item = {"image": pixels(image, self._channels, self._image_size)}
+        if self.num_classes is not None:
+            item["label"] = np.asarray(record["label"], np.int32)
+        return item

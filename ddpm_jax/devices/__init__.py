@@ -1,0 +1,1 @@
+"""Where a program runs: shards, several processes, signals, the compiler, files that appear at once."""

@@ -1,0 +1,48 @@
+"""Config -> the data source."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from ddpm_jax.config import Data, Network
+from ddpm_jax.config.cli import UsageError, blame
+from ddpm_jax.data import files, sources, tfds
+from ddpm_jax.data.cache import Kept
+
+T = TypeVar("T")
+
+
+def make_source(data: Data) -> sources.Source:
+    """The images. Raises UsageError where they are missing or not as expected."""
+    match data.source:
+        case "digits":
+            with blame("--data.split"):
+                return sources.digits(data.split)
+        case "npz":
+            with blame("--data.path"):
+                return sources.npz(given(data.path, "--data.path", "an .npz file"))
+        case "folder":
+            size = given(data.image_size, "--data.image_size", "the size to bring images to")
+            with blame("--data.path"):
+                return Kept(files.folder(given(data.path, "--data.path", "a folder of images"), size))
+        case "tfds":
+            name = given(data.name, "--data.name", "a data set such as cifar10")
+            with blame("--data.name"):
+                return Kept(tfds.tfds(name, data.split, data.data_dir, data.image_size))
+    raise UsageError(f"--data.source: expected digits, npz, folder or tfds, received {data.source}")
+
+
+def check_labels(network: Network, source: sources.Source) -> None:
+    """Raises UsageError where a network is to be told of classes that the data do not have, or not of all."""
+    known, there = network.num_classes, source.num_classes
+    if known is not None and there is None:
+        raise UsageError(f"--network.num_classes: expected None for data without labels, received {known}")
+    if known is not None and there is not None and there > known:
+        raise UsageError(f"--network.num_classes: expected {there}, as the data have, received {known}")
+
+
+def given(value: T | None, option: str, what: str) -> T:
+    """Returns the value of an option, or raises UsageError if it is missing."""
+    if value is None:
+        raise UsageError(f"{option}: expected {what}, received nothing")
+    return value

@@ -1,0 +1,137 @@
+"""Config -> the noise schedule, the loss, and the law by which times are drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from ddpm_jax import losses, schedules
+from ddpm_jax.config import Diffusion, Loss
+from ddpm_jax.config.cli import UsageError, blame
+from ddpm_jax.losses import LossOf, timesteps, weightings
+from ddpm_jax.losses.timesteps import DrawTimes
+from ddpm_jax.schedules import HasLevels
+
+
+def make_schedule(diffusion: Diffusion) -> HasLevels:
+    """The noise schedule.
+
+    Raises:
+        UsageError: a number of steps out of range, or options that need steps with a schedule in continuous time.
+    """
+    num_steps, betas = diffusion.num_steps, (diffusion.beta_start, diffusion.beta_end)
+    match diffusion.schedule:
+        case "continuous_linear":
+            _check_continuous(diffusion)
+            with blame("--diffusion.beta_start"):
+                return schedules.continuous.linear_vp(num_steps * betas[0], num_steps * betas[1])
+        case "continuous_cosine":
+            _check_continuous(diffusion)
+            return schedules.continuous.cosine()
+    with blame("--diffusion.num_steps"):
+        schedule = _discrete_schedule(diffusion)
+        return schedules.zero_terminal_snr(schedule) if diffusion.zero_terminal_snr else schedule
+
+
+def _check_continuous(diffusion: Diffusion) -> None:
+    why = f"with the continuous schedule {diffusion.schedule}"
+    if diffusion.prediction == "mean":
+        raise UsageError(f"--diffusion.prediction: expected eps, x0, v or score {why}, received mean")
+    if diffusion.variance.startswith("learned"):
+        raise UsageError(f"--diffusion.variance: expected fixed_small or fixed_large {why}, received {diffusion.variance}")
+    if diffusion.zero_terminal_snr:
+        raise UsageError(f"--diffusion.zero_terminal_snr: expected False {why}, received True")
+
+
+def _discrete_schedule(diffusion: Diffusion) -> schedules.Schedule:
+    num_steps, betas = diffusion.num_steps, (diffusion.beta_start, diffusion.beta_end)
+    match diffusion.schedule:
+        case "linear":
+            return schedules.linear(num_steps, *betas)
+        case "quadratic":
+            return schedules.quadratic(num_steps, *betas)
+        case "constant":
+            return schedules.constant(num_steps, diffusion.beta_end)
+        case "warmup10":
+            return schedules.warmup(num_steps, 0.1, *betas)
+        case "warmup50":
+            return schedules.warmup(num_steps, 0.5, *betas)
+        case "jsd":
+            return schedules.jsd(num_steps)
+        case "cosine":
+            return schedules.cosine(num_steps)
+        case "sigmoid":
+            return schedules.sigmoid(num_steps)
+    raise UsageError(f"--diffusion.schedule: expected a schedule such as linear or cosine, received {diffusion.schedule}")
+
+
+def make_loss(loss: Loss, diffusion: Diffusion, schedule: HasLevels) -> LossOf:
+    """The training loss. Raises UsageError if the loss and the network's outputs or schedule are incompatible."""
+    learned = diffusion.variance.startswith("learned")
+    if loss.kind == "hybrid" and not learned:
+        raise UsageError(f"--loss.kind: expected --diffusion.variance learned with hybrid, received {diffusion.variance}")
+    if loss.kind == "simple" and learned:
+        raise UsageError(f"--loss.kind: expected hybrid or vlb, which teach a {diffusion.variance} variance, received simple")
+    if loss.kind == "vlb" and (loss.weighting, loss.distance) != ("none", "l2"):
+        raise UsageError("--loss.kind: expected simple or hybrid with --loss.weighting and --loss.distance, received vlb")
+    if loss.kind == "vlb" and schedule.num_steps is None:
+        raise UsageError(f"--loss.kind: expected simple with the continuous schedule {diffusion.schedule}, received vlb")
+    weighting, prediction, variance = _make_weighting(loss.weighting), diffusion.prediction, diffusion.variance
+    match loss.kind:
+        case "simple":
+            return lambda key, predict, x0, ids, t: losses.simple(
+                key, schedule, predict, x0, prediction, ids, t, weighting, loss.distance
+            )
+        case "hybrid":
+            return lambda key, predict, x0, ids, t: losses.hybrid(
+                key, schedule, predict, x0, prediction, variance, ids, t, weighting, loss.distance
+            )
+        case "vlb":
+            return lambda key, predict, x0, ids, t: losses.vlb(key, schedule, predict, x0, prediction, variance, ids, t)
+    raise UsageError(f"--loss.kind: expected simple, vlb or hybrid, received {loss.kind}")
+
+
+def _make_weighting(name: str) -> weightings.Weighting | None:
+    match name:
+        case "none":
+            return None
+        case "uniform":
+            return weightings.uniform()
+        case "min_snr":
+            return weightings.min_snr()
+        case "p2":
+            return weightings.p2()
+        case "truncated_snr":
+            return weightings.truncated_snr()
+        case "edm":
+            return weightings.edm()
+        case "sigmoid":
+            return weightings.sigmoid()
+    raise UsageError(f"--loss.weighting: expected a weighting such as min_snr, received {name}")
+
+
+def make_times(loss: Loss, num_steps: int | None, batch_size: int) -> tuple[Any, DrawTimes]:
+    """The law by which times are drawn.
+
+    Args:
+        loss: The config's.
+        num_steps: T, or None in continuous time.
+        batch_size: Of the global batch.
+
+    Returns:
+        What is remembered of the losses before training, () for nothing; and the law.
+
+    Raises:
+        UsageError: importance sampling in continuous time.
+    """
+    match loss.times:
+        case "uniform":
+            return (), lambda key, _, ids: (timesteps.uniform(key, num_steps, ids), jnp.ones(len(ids)))
+        case "stratified":
+            return (), lambda key, _, ids: (timesteps.stratified(key, num_steps, ids, batch_size), jnp.ones(len(ids)))
+        case "importance":
+            if num_steps is None:
+                raise UsageError("--loss.times: expected uniform or stratified in continuous time, received importance")
+            return timesteps.empty_history(num_steps), timesteps.importance
+    raise UsageError(f"--loss.times: expected uniform, stratified or importance, received {loss.times}")

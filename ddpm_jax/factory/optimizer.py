@@ -1,0 +1,48 @@
+"""Config -> the optimizer, its learning rate, and the averages of the parameters."""
+
+from __future__ import annotations
+
+import optax
+
+from ddpm_jax.config import Ema, Optimizer
+from ddpm_jax.config.cli import UsageError, blame
+from ddpm_jax.training import ema
+from ddpm_jax.training.optimizers import clip
+
+
+def make_learning_rate(optimizer: Optimizer, num_steps: int) -> optax.Schedule:
+    """The learning rate by the number of updates before: warm-up, appendix B of Ho et al. 2020, then perhaps a decay."""
+    warmup = optax.linear_schedule(0.0, optimizer.learning_rate, max(optimizer.warmup_steps, 1))
+    match optimizer.decay:
+        case "constant":
+            after = optax.constant_schedule(optimizer.learning_rate)
+        case "cosine":
+            steps = max(num_steps - optimizer.warmup_steps, 1)
+            after = optax.cosine_decay_schedule(optimizer.learning_rate, steps)
+        case _:
+            raise UsageError(f"--optimizer.decay: expected constant or cosine, received {optimizer.decay}")
+    return optax.join_schedules([warmup, after], [optimizer.warmup_steps])
+
+
+def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping by the global norm, then Adam, section 4 and appendix B of Ho et al. 2020."""
+    return optax.chain(clip(optimizer.clip_norm), optax.adam(learning_rate))
+
+
+def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Share]:
+    """The averages of the parameters by name, the one to draw with first. Raises UsageError for one that cannot be."""
+    made = {}
+    if averages.decay is not None:
+        made["decay"] = ema.exponential(averages.decay, averages.warmup)
+    with blame("--ema.half_life"):
+        made |= {f"half_life_{n:.10g}": ema.half_life(n, batch_size, averages.warmup) for n in averages.half_life}
+    with blame("--ema.power"):
+        made |= {power_name(width): ema.power(width) for width in averages.power}
+    if not made:
+        raise UsageError("--ema.decay: expected a number where there is no other average, received None")
+    return made
+
+
+def power_name(width: float) -> str:
+    """The name of the average of a power function."""
+    return f"power_{width:.10g}"

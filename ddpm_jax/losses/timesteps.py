@@ -1,0 +1,141 @@
+"""The laws by which training times are drawn: uniform, stratified over the batch, or by the size of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from ddpm_jax import keys
+
+DrawTimes = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, jax.Array]]
+"""(key, LossHistory or (), ids [B]) -> t [B], and the weights of their losses [B]."""
+
+HISTORY = 10
+"""Losses remembered for each time, as in Nichol & Dhariwal 2021."""
+
+
+def uniform(key: jax.Array, num_steps: int | None, ids: ArrayLike) -> jax.Array:
+    """Uniform and independent times, Algorithm 1 of Ho et al. 2020.
+
+    Args:
+        key: A typed key.
+        num_steps: T; None for continuous time.
+        ids: Global example indices, integers [B].
+
+    Returns:
+        Integers in 0..T-1, or real numbers in (0, 1), [B]; the i-th depends on (key, ids[i]) alone.
+    """
+    example_keys = keys.per_example(keys.stream(key, "t"), ids)
+    if num_steps is None:
+        return _between_the_ends(keys.draw(jax.random.uniform, example_keys))
+    return keys.draw(jax.random.randint, example_keys, (), 0, num_steps)
+
+
+def stratified(key: jax.Array, num_steps: int | None, ids: ArrayLike, batch_size: int) -> jax.Array:
+    """Uniform times, evenly spread over the batch for less variance (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+
+        t_i = (u + i / batch_size) mod 1,    u uniform in [0, 1), the same for all;    floor(T t_i) in discrete time
+
+    Args:
+        key: A typed key.
+        num_steps: T; None for continuous time.
+        ids: Indices in the global batch, integers [B] in 0..batch_size-1.
+        batch_size: The size of the global batch.
+
+    Returns:
+        Integers in 0..T-1, or real numbers in (0, 1), [B]; the i-th depends on (key, ids[i]) alone, and each is uniform by
+        itself.
+    """
+    shift = jax.random.uniform(keys.stream(key, "t"))
+    t = (shift + jnp.asarray(ids) / batch_size) % 1.0
+    if num_steps is None:
+        return _between_the_ends(t)
+    return jnp.minimum((t * num_steps).astype(jnp.int32), num_steps - 1)
+
+
+def _between_the_ends(t: jax.Array) -> jax.Array:
+    """Moves t = 0 and t = 1 inwards by half a rounding error: alpha or sigma may be 0 there, and a weight infinite."""
+    half = jnp.finfo(t.dtype).eps / 2
+    return jnp.clip(t, half, 1 - half)
+
+
+class LossHistory(NamedTuple):
+    """What importance sampling remembers of the losses at each time.
+
+    Attributes:
+        losses: The latest HISTORY losses [T, HISTORY].
+        seen: How many there have been, [T].
+    """
+
+    losses: jax.Array
+    seen: jax.Array
+
+
+def empty_history(num_steps: int | None) -> LossHistory:
+    """The history before the first step of training, for T times.
+
+    Raises:
+        ValueError: num_steps is None: in continuous time no t occurs twice, so that there is no history of its losses.
+    """
+    if num_steps is None:
+        raise ValueError("num_steps: expected a number of steps for importance sampling, received None, continuous time")
+    return LossHistory(jnp.zeros((num_steps, HISTORY)), jnp.zeros(num_steps, jnp.int32))
+
+
+def probabilities(history: LossHistory, uniform_share: float = 0.001) -> jax.Array:
+    """p_t proportional to the root mean square of the losses at t, Eq. 18 of Nichol & Dhariwal 2021 (arXiv 2102.09672).
+
+    Args:
+        history: The losses seen so far. Until every time has HISTORY of them, all times are equally likely.
+        uniform_share: The share of draws that stays uniform.
+
+    Returns:
+        [T], the sum 1.
+    """
+    num_steps = len(history.seen)
+    rms = jnp.sqrt(jnp.mean(history.losses**2, axis=1))
+    share = jnp.where(jnp.sum(rms) > 0, rms / jnp.maximum(jnp.sum(rms), jnp.finfo(rms.dtype).tiny), 1 / num_steps)
+    mixed = (1 - uniform_share) * share + uniform_share / num_steps
+    return jnp.where(jnp.all(history.seen >= HISTORY), mixed, 1 / num_steps)
+
+
+def importance(key: jax.Array, history: LossHistory, ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Draws times where the loss is large, and says how to weight their losses so that the expectation stays.
+
+    Args:
+        key: A typed key.
+        history: The losses seen so far.
+        ids: Integers [B], the examples' global numbers.
+
+    Returns:
+        Integers in 0..T-1, [B], the i-th from (key, ids[i]) and the history alone; and weights 1 / (T p_t), [B].
+    """
+    p = probabilities(history)
+    t = keys.draw(jax.random.categorical, keys.per_example(keys.stream(key, "t"), ids), jnp.log(p))
+    return t, 1 / (len(p) * p[t])
+
+
+def remember(history: LossHistory, t: jax.Array, losses: jax.Array) -> LossHistory:
+    """Adds the losses of a global batch to the history, in the order of the batch; the oldest give way.
+
+    Args:
+        history: The losses seen so far.
+        t: Their times [B], in 0..T-1.
+        losses: Unweighted [B].
+
+    Returns:
+        The new history.
+    """
+    same = t[:, None] == t[None, :]
+    earlier = jnp.sum(jnp.tril(same, -1), axis=1)  # losses of the same time before this one in the batch
+    later = jnp.sum(jnp.triu(same, 1), axis=1)
+    slot = (history.seen[t] + earlier) % HISTORY
+    t_kept = jnp.where(later < HISTORY, t, len(history.seen))  # of more than HISTORY at one time, the last; rest nowhere
+    return LossHistory(
+        history.losses.at[t_kept, slot].set(losses.astype(history.losses.dtype), mode="drop"),
+        history.seen.at[t].add(1),
+    )

@@ -1,0 +1,77 @@
+"""Images by sampling: from noise, from a given image (SDEdit), or around the known part of one (inpainting)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import samplers
+from ddpm_jax.data import images
+from ddpm_jax.denoiser import Denoise
+from ddpm_jax.devices.compiler import compiler_options
+from ddpm_jax.samplers import Sampler
+from ddpm_jax.schedules import Level
+
+Generate = Callable[[jax.Array, Any, jax.Array], jax.Array]
+"""(key, params, ids [B]) -> uint8 [B, H, W, C]; image i depends on (key, ids[i]) alone."""
+
+
+class ImageEdit(NamedTuple):
+    """An image to start from, instead of noise alone.
+
+    Attributes:
+        image: float32 [H, W, C], in [-1, 1].
+        mask: [H, W, 1], 1 to keep the image and 0 to fill it in; None to change all of it.
+        strength: Without a mask: in [0, 1]. 0 returns the image, 1 starts from the noisiest level.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None = None
+    strength: float = 1.0
+
+
+def generator(
+    denoise_of: Callable[[Any, jax.Array], Denoise],
+    sampler: Sampler,
+    levels: Level,
+    image_shape: Sequence[int],
+    edit: ImageEdit | None = None,
+) -> Generate:
+    """Makes the function that generates images; it compiles at its first call.
+
+    Args:
+        denoise_of: (params, ids [B]) -> the Denoise of a batch.
+        sampler: The sampling method.
+        levels: The grid of noise levels [N + 1].
+        image_shape: (H, W, C).
+        edit: What to start from, the same for all images.
+
+    Returns:
+        (key, params, ids [B]) -> uint8 [B, H, W, C].
+    """
+
+    @functools.partial(jax.jit, compiler_options=compiler_options())
+    def generate(key: jax.Array, params: Any, ids: jax.Array) -> jax.Array:
+        denoise, shape = denoise_of(params, ids), (len(ids), *image_shape)
+        if edit is None:
+            return images.to_uint8(samplers.sample(key, sampler, denoise, levels, shape, ids))
+        image = jnp.broadcast_to(edit.image, shape)
+        if edit.mask is None:
+            return images.to_uint8(samplers.sdedit(key, sampler, denoise, levels, image, edit.strength, ids))
+        filling = samplers.inpaint(sampler, image, np.broadcast_to(edit.mask, shape))
+        return images.to_uint8(samplers.sample(key, filling, denoise, levels, shape, ids))
+
+    return generate
+
+
+def check_edit(edit: ImageEdit, sampler: Sampler, levels: Level) -> None:
+    """Raises ValueError for a mask that inpainting refuses, a strength out of range, or one with too few steps left."""
+    if edit.mask is not None:
+        samplers.inpaint(sampler, jnp.asarray(edit.image), edit.mask).plan(levels)
+    elif len((part := samplers.grids.starting_at(levels, edit.strength)).t) > 1:
+        sampler.plan(part)

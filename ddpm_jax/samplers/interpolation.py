@@ -1,0 +1,152 @@
+"""Progressive generation, shared noise and interpolation: section 4 of Ho et al. 2020, and Song et al. 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ddpm_jax import diffusion, keys
+from ddpm_jax.denoiser import Denoise
+from ddpm_jax.samplers.base import Sampler, initial_noise, sample, sample_path
+from ddpm_jax.schedules import Level
+
+
+def progressive(
+    key: jax.Array, sampler: Sampler, denoise: Denoise, levels: Level, shape: Sequence[int], ids: ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Progressive generation, figure 6: what the model believes the image to be, at every step.
+
+    Args:
+        key, sampler, denoise, levels, shape, ids: As for `samplers.sample`.
+
+    Returns:
+        The samples [B, ...], and the estimates of x0 before each step [N, B, ...], the first from noise alone.
+    """
+    return sample_path(key, sampler, denoise, levels, shape, ids, keep=lambda x, denoised: denoised.x0)
+
+
+def tail(levels: Level, t: int) -> Level:
+    """The part of a grid from the first level at time t or below on.
+
+    Args:
+        levels: A grid [N + 1] that goes towards the data.
+        t: A time of at least that of the last level but one.
+
+    Raises:
+        ValueError: no step is left.
+    """
+    start = int(np.argmax(np.asarray(levels.t) <= t))
+    if levels.t[start] > t or start == len(levels.t) - 1:
+        raise ValueError(f"t: expected at least {levels.t[-2]}, the last time of the grid, received {t}")
+    return Level(*(a[start:] for a in levels))
+
+
+def shared(
+    key: jax.Array, sampler: Sampler, denoise: Denoise, levels: Level, t: int, shape: Sequence[int], first_id: int = 0
+) -> jax.Array:
+    """Images that share their x_t, figure 7: the earlier they part, the less they have in common.
+
+    Args:
+        key: A typed key.
+        sampler: A method that draws noise; without, all images are the same.
+        denoise: The model.
+        levels: A grid [N + 1] that goes towards the data.
+        t: Where they part: image first_id is drawn down to the first level of the grid at t or below.
+        shape: [B, ...].
+        first_id: The number of the image whose x_t they share.
+
+    Returns:
+        The samples [B, ...].
+
+    Raises:
+        ValueError: t below the last time of the grid.
+    """
+    rest = tail(levels, t)
+    begun, one, ids = len(levels.t) - len(rest.t), (1, *shape[1:]), jnp.array([first_id])
+    head = Level(*(a[: begun + 1] for a in levels))
+    x_t = sample(key, sampler, denoise, head, one, ids) if begun > 0 else initial_noise(key, levels, one, ids)
+    parted = keys.stream(key, "parted")
+    return sample(parted, sampler, denoise, rest, shape, x_init=jnp.broadcast_to(x_t, tuple(shape)))
+
+
+def interpolate(
+    key: jax.Array,
+    sampler: Sampler,
+    denoise: Denoise,
+    levels: Level,
+    t: int,
+    a: jax.Array,
+    b: jax.Array,
+    shares: Sequence[float],
+) -> jax.Array:
+    """Interpolation between images, figure 8: (1 - l) x_t + l x'_t, with x_t ~ q(x_t | a) and x'_t ~ q(x_t | b), is denoised.
+
+    The noise is the same for all shares, so that they differ by l alone.
+
+    Args:
+        key: A typed key.
+        sampler: The method.
+        denoise: The model.
+        levels: A grid [N + 1] that goes towards the data.
+        t: How far up: the first level of the grid at t or below. The paper shows 500 of 1000.
+        a: Clean data [B, ...], in [-1, 1].
+        b: Clean data [B, ...].
+        shares: l, each in [0, 1].
+
+    Returns:
+        [len(shares), B, ...].
+
+    Raises:
+        ValueError: t below the last time of the grid, or a share outside [0, 1].
+    """
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"shares: expected values in [0, 1], received {shares}")
+    rest = tail(levels, t)
+    level = Level(*(jnp.asarray(part[0]) for part in rest))
+    ids = jnp.arange(len(a))
+    eps_a, eps_b = (keys.draw(jax.random.normal, keys.per_example(keys.stream(key, end), ids), a.shape[1:]) for end in "ab")
+    x_a, x_b = diffusion.add_noise(level, a, eps_a), diffusion.add_noise(level, b, eps_b)
+
+    def at(share: jax.Array) -> jax.Array:
+        return sample(key, sampler, denoise, rest, a.shape, x_init=(1 - share) * x_a + share * x_b)
+
+    return jax.lax.map(at, jnp.asarray(shares))
+
+
+def slerp(sampler: Sampler, denoise: Denoise, levels: Level, a: jax.Array, b: jax.Array, shares: Sequence[float]) -> jax.Array:
+    """Interpolation between the noise that images come from, on the sphere: Eq. 67 of Song et al. 2020 (arXiv 2010.02502).
+
+        x_T = sin((1 - l) theta) / sin(theta) a + sin(l theta) / sin(theta) b,    theta the angle between a and b
+
+    Share 0 is the image that a becomes, and 1 that of b.
+
+    Args:
+        sampler: A method that draws no noise.
+        denoise: The model.
+        levels: A grid [N + 1] that goes towards the data.
+        a: Noise [B, ...], as `samplers.base.initial_noise` draws it, or as inversion finds it; b likewise.
+        b: Noise [B, ...], no multiple of a.
+        shares: l, each in [0, 1].
+
+    Returns:
+        [len(shares), B, ...].
+
+    Raises:
+        TypeError: a sampler that draws noise.
+        ValueError: a share outside [0, 1].
+    """
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"shares: expected values in [0, 1], received {shares}")
+    axes = tuple(range(1, a.ndim))
+    lengths = jnp.sqrt(jnp.sum(a**2, axes, keepdims=True) * jnp.sum(b**2, axes, keepdims=True))
+    theta = jnp.arccos(jnp.sum(a * b, axes, keepdims=True) / lengths)
+
+    def at(share: jax.Array) -> jax.Array:
+        x = (jnp.sin((1 - share) * theta) * a + jnp.sin(share * theta) * b) / jnp.sin(theta)
+        return sample(None, sampler, denoise, levels, a.shape, x_init=x)
+
+    return jax.lax.map(at, jnp.asarray(shares))

@@ -1,0 +1,42 @@
+"""Noise schedules: the signal and noise scales of x_t, in discrete time (`discrete`) and in continuous time (`continuous`)."""
+
+from ddpm_jax.schedules import continuous
+from ddpm_jax.schedules.discrete import (
+    Schedule,
+    checked_num_steps,
+    constant,
+    cosine,
+    from_betas,
+    from_log_snr,
+    jsd,
+    linear,
+    quadratic,
+    require_discrete,
+    sigmoid,
+    warmup,
+    zero_terminal_snr,
+)
+from ddpm_jax.schedules.level import Array, HasLevels, Level, log_snr_range, lookup, signal_and_noise
+
+__all__ = [
+    "Array",
+    "HasLevels",
+    "Level",
+    "Schedule",
+    "checked_num_steps",
+    "constant",
+    "continuous",
+    "cosine",
+    "from_betas",
+    "from_log_snr",
+    "jsd",
+    "linear",
+    "log_snr_range",
+    "lookup",
+    "quadratic",
+    "require_discrete",
+    "sigmoid",
+    "signal_and_noise",
+    "warmup",
+    "zero_terminal_snr",
+]

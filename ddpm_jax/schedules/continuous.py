@@ -1,0 +1,188 @@
+"""Noise schedules in continuous time: log_snr = log(alpha^2 / sigma^2) as a falling function of t in [0, 1].
+
+    alpha^2 = sigmoid(log_snr),    sigma^2 = sigmoid(-log_snr)                       (Kingma et al. 2021, arXiv 2107.00630)
+
+What matters of a schedule is which log_snr it visits and how often; finer discrete schedules of one function of time are
+refinements of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ddpm_jax.schedules.discrete import Schedule, checked_num_steps, from_log_snr
+from ddpm_jax.schedules.level import Array, Level, signal_and_noise
+
+
+class ContinuousSchedule(NamedTuple):
+    """A noise schedule for every time in [0, 1]; both functions take and return arrays of any shape, of numpy or of JAX.
+
+    Attributes:
+        log_snr: t -> log(alpha^2 / sigma^2), strictly falling.
+        time: Its inverse.
+    """
+
+    log_snr: Callable[[Array], Array]
+    time: Callable[[Array], Array]
+
+    @property
+    def num_steps(self) -> None:
+        """None: continuous time has no steps."""
+        return None
+
+    @property
+    def last(self) -> float:
+        """1, the time of most noise."""
+        return 1.0
+
+    def level(self, t: ArrayLike) -> Level:
+        """The noise level at a time.
+
+        Args:
+            t: Real numbers in [0, 1], of any shape.
+
+        Returns:
+            The Level, its arrays in the shape of t; its t, which is passed to the network, is the given one. All three are
+            NaN if t is traced and outside [0, 1].
+
+        Raises:
+            ValueError: t is concrete and outside [0, 1].
+        """
+        if isinstance(t, jax.core.Tracer):
+            t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
+            return Level(t, *signal_and_noise(self.log_snr(t)))
+        t = np.asarray(t, np.float64)
+        if not np.all((t >= 0) & (t <= 1)):
+            raise ValueError(f"t: expected 0 to 1, received {t}")
+        return Level(t, *signal_and_noise(np.asarray(self.log_snr(t))))
+
+    def level_at(self, log_snr: ArrayLike) -> Level:
+        """The noise level of a given signal-to-noise ratio.
+
+        Args:
+            log_snr: log(alpha^2 / sigma^2), of any shape, within those of times 0 to 1, or inf for clean data.
+
+        Returns:
+            The Level; its t is 0 at the clean level, and NaN if log_snr is traced and out of range.
+
+        Raises:
+            ValueError: log_snr is concrete and out of range.
+        """
+        xp: Any = jnp if isinstance(log_snr, jax.core.Tracer) else np
+        wanted: Array = xp.asarray(log_snr) if xp is jnp else np.asarray(log_snr, np.float64)
+        t = xp.where(wanted == np.inf, 0.0, self.time(wanted))
+        inside = (t >= -1e-6) & (t <= 1 + 1e-6)  # but for rounding
+        if xp is np and not np.all(inside):
+            raise ValueError(f"log_snr: expected those of times 0 to 1, or inf, received {wanted[~inside]}")
+        return Level(xp.where(inside, xp.clip(t, 0, 1), np.nan), *signal_and_noise(wanted))
+
+    def schedule(self, num_steps: int) -> Schedule:
+        """The discrete schedule at times 1/T, 2/T, ..., 1.
+
+        Args:
+            num_steps: T, at least 1.
+
+        Returns:
+            The Schedule: its integer t stands for the time (t + 1) / T.
+
+        Raises:
+            ValueError: num_steps is below 1, or log_snr does not fall.
+        """
+        return from_log_snr(self.log_snr(np.arange(1, checked_num_steps(num_steps) + 1) / num_steps))
+
+
+def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> ContinuousSchedule:
+    """The variance-preserving SDE of Song et al. 2020 (arXiv 2011.13456), appendix B, which DDPM's linear betas approach.
+
+        log alpha_bar = -beta_min t - (beta_max - beta_min) t^2 / 2
+
+    Args:
+        beta_min: The rate of noise at t = 0, above 0. T betas from beta_min / T to beta_max / T are its discrete form.
+        beta_max: At t = 1, at least beta_min.
+
+    Returns:
+        The ContinuousSchedule.
+
+    Raises:
+        ValueError: rates out of range.
+    """
+    if not 0 < beta_min <= beta_max:
+        raise ValueError(f"beta_min: expected 0 < beta_min <= beta_max, received {beta_min} and {beta_max}")
+    slope = beta_max - beta_min
+
+    def log_snr(t: Array) -> Array:
+        xp = _namespace(t)
+        noise = beta_min * t + slope / 2 * t**2  # -log alpha_bar
+        with np.errstate(divide="ignore"):
+            return -xp.log(xp.expm1(noise))
+
+    def time(log_snr: Array) -> Array:
+        xp = _namespace(log_snr)
+        noise = xp.logaddexp(0.0, -log_snr)
+        return 2 * noise / (beta_min + xp.sqrt(beta_min**2 + 2 * slope * noise))  # no cancellation near t = 0
+
+    return ContinuousSchedule(log_snr, time)
+
+
+def cosine(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> ContinuousSchedule:
+    """alpha = cos(pi t / 2), cut to a range of log_snr (Hoogeboom et al. 2023, arXiv 2301.11093, section 3.1).
+
+        log_snr = -2 log tan(a + (b - a) t),    tan(a) = exp(-log_snr_max / 2),    tan(b) = exp(-log_snr_min / 2)
+
+    Args:
+        log_snr_min: At t = 1; may be -inf.
+        log_snr_max: At t = 0, above log_snr_min; may be inf.
+
+    Returns:
+        The ContinuousSchedule.
+
+    Raises:
+        ValueError: an empty range.
+    """
+    if not log_snr_min < log_snr_max:
+        raise ValueError(f"log_snr_min: expected below log_snr_max, received {log_snr_min} and {log_snr_max}")
+    start, end = (float(np.arctan(np.exp(-bound / 2))) for bound in (log_snr_max, log_snr_min))
+    rest = float(np.arctan(np.exp(log_snr_min / 2)))  # pi / 2 - end
+
+    def log_snr(t: Array) -> Array:
+        xp = _namespace(t)
+        noise, signal = start + (end - start) * t, rest + (end - start) * (1 - t)  # cos(noise) = sin(signal), exact near t = 1
+        with np.errstate(divide="ignore"):
+            return 2 * (xp.log(xp.sin(signal)) - xp.log(xp.sin(noise)))
+
+    def time(log_snr: Array) -> Array:
+        xp = _namespace(log_snr)
+        return (xp.arctan(xp.exp(-log_snr / 2)) - start) / (end - start)
+
+    return ContinuousSchedule(log_snr, time)
+
+
+def shifted(schedule: ContinuousSchedule, ratio: float) -> ContinuousSchedule:
+    """More noise for larger images, whose pixels say the same thing several times (Hoogeboom et al. 2023, section 3.1).
+
+        log_snr_shifted(t) = log_snr(t) + 2 log(ratio)
+
+    Args:
+        schedule: The schedule that suits small images.
+        ratio: Their size over the larger ones', above 0; 64 / 256 for a schedule made for 64 x 64.
+
+    Returns:
+        The ContinuousSchedule.
+
+    Raises:
+        ValueError: ratio is not positive.
+    """
+    if not ratio > 0:
+        raise ValueError(f"ratio: expected above 0, received {ratio}")
+    shift = 2 * float(np.log(ratio))
+    return ContinuousSchedule(lambda t: schedule.log_snr(t) + shift, lambda log_snr: schedule.time(log_snr - shift))
+
+
+def _namespace(a: Any) -> Any:
+    return jnp if isinstance(a, jax.Array) else np

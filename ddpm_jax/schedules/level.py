@@ -1,0 +1,81 @@
+"""Noise levels, and the protocol of every schedule of them.
+
+x_t = alpha x0 + sigma eps
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+Array = jax.Array | np.ndarray
+
+
+class Level(NamedTuple):
+    """One noise level (scalars or [B]), or a grid of them ([N + 1]).
+
+    Attributes:
+        t: The time passed to the network; 0 at the clean level.
+        alpha: Signal scale, in [0, 1].
+        sigma: Noise scale, in [0, 1].
+    """
+
+    t: Array
+    alpha: Array
+    sigma: Array
+
+
+class HasLevels(Protocol):
+    """A noise schedule, in discrete time (t = 0, 1, ..., T - 1) or in continuous time (t a real number in [0, 1])."""
+
+    @property
+    def num_steps(self) -> int | None:
+        """T, or None in continuous time."""
+
+    @property
+    def last(self) -> float:
+        """The t of most noise: T - 1, or 1 in continuous time."""
+
+    def level(self, t: ArrayLike) -> Level:
+        """The Level at time t, of any shape: NaN if t is out of range and traced, ValueError if it is concrete."""
+
+    def level_at(self, log_snr: ArrayLike) -> Level:
+        """The Level at which log(alpha^2 / sigma^2) is log_snr."""
+
+
+def log_snr_range(schedule: HasLevels, cleanest: float = 1e-3) -> tuple[float, float]:
+    """The noisiest and the least noisy log_snr of a schedule, both finite.
+
+    Args:
+        schedule: Its steps, or in continuous time t = 1 and t = cleanest.
+        cleanest: A time in (0, 1), in continuous time; 1/1000 is the first of 1,000 steps.
+    """
+    level = schedule.level(np.array([cleanest, 1.0]) if schedule.num_steps is None else np.arange(schedule.num_steps))
+    with np.errstate(divide="ignore"):
+        log_snr = 2 * (np.log(np.asarray(level.alpha, np.float64)) - np.log(np.asarray(level.sigma, np.float64)))
+    finite = log_snr[np.isfinite(log_snr)]
+    return float(finite[-1]), float(finite[0])
+
+
+def signal_and_noise(log_snr: Array) -> tuple[Array, Array]:
+    """alpha = sqrt(sigmoid(log_snr)) and sigma = sqrt(sigmoid(-log_snr)), 1 and 0 at infinity; numpy for numpy."""
+    xp: Any = np if isinstance(log_snr, np.ndarray) else jnp
+    return xp.exp(-xp.logaddexp(0.0, -log_snr) / 2), xp.exp(-xp.logaddexp(0.0, log_snr) / 2)
+
+
+def lookup(table: jax.Array, t: jax.Array) -> jax.Array:
+    """Reads table[t], and NaN where t lies outside the table (an index of JAX's own would clamp).
+
+    Args:
+        table: [T].
+        t: Integers, of any shape.
+
+    Returns:
+        Values in the shape of t.
+    """
+    inside = (t >= 0) & (t < len(table))
+    return jnp.where(inside, table[jnp.where(inside, t, 0)], jnp.nan)

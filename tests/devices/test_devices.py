@@ -1,0 +1,187 @@
+"""One run on one device, on eight, and by two processes: the same losses; and what a process does when the other is lost."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from test_scripts import SMALL, metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+EIGHT = ["--devices.state", "sharded"]
+BY_FIVES = ["--train.log_every", "5", "--train.steps_per_call", "5"]
+LOUD = ["--train.log_every", "1", "--checkpoint.every", "10", "--checkpoint.keep", "99", "--train.sample_every", "1000"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Gives processes a number of devices, and a cache of programs that all of them share."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "PYTHONPATH": str(ROOT)}
+
+    def with_devices(count):
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+        return os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+    return with_devices
+
+
+def command(workdir, num_steps, *args):
+    script = [sys.executable, str(ROOT / "train.py"), "--workdir", str(workdir)]
+    return [*script, *SMALL, *LOUD, "--train.num_steps", str(num_steps), *args]
+
+
+def run(command, environment):
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def losses(workdir):
+    return {m["step"]: m["loss"] for m in metrics(workdir)}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, environment):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    run(command(workdir, 20), environment(1))
+    return workdir
+
+
+def test_eight_devices_train_as_one_whatever_each_holds_and_go_on_with_its_checkpoint(one, environment, tmp_path):
+    shutil.copytree(one, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
+    said = run(command(tmp_path / "run", 20, *EIGHT), environment(8))
+    assert "8 x cpu, from step 10 to 20" in said
+    assert "each device holds parameters" in said
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5)
+
+
+@contextlib.contextmanager
+def two_processes(workdir, environment, until):
+    """Two processes of four devices, once the run has come to a step."""
+    address = ["--devices.coordinator", f"127.0.0.1:{free_port()}", "--devices.num_processes", "2", "--devices.process_id"]
+    options = {"env": environment(4), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first, second = (subprocess.Popen(command(workdir, 1000, *BY_FIVES, *address, str(i)), **options) for i in range(2))
+    try:
+        deadline = time.monotonic() + 240
+        while max(losses(workdir) if (workdir / "metrics.jsonl").exists() else {}, default=0) < until:
+            assert first.poll() is None and second.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        yield first, second
+    finally:
+        first.kill()
+        second.kill()
+
+
+def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path):
+    """By a signal to one of them both save; when one is killed the other ends soon; then one goes on, with the same data.
+
+    Between, they go on from before a damaged checkpoint, and pass its step. The two take five steps at a call, the one a step.
+    """
+    workdir = tmp_path / "run"
+    with two_processes(workdir, environment, until=3) as processes:
+        processes[1].send_signal(signal.SIGTERM)
+        ended = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143]
+    assert all("ended by SIGTERM; step " in error and " is saved; the same command" in error for _, error in ended)
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    damaged = saved // 10 * 10 + 10
+    shutil.copytree(workdir / "checkpoints" / str(saved), workdir / "checkpoints" / str(damaged))
+    (workdir / "checkpoints" / str(damaged) / "metadata.json").unlink()
+    with two_processes(workdir, environment, until=damaged + 2) as (first, second):
+        second.kill()
+        began = time.monotonic()
+        out, error = first.communicate(timeout=120)
+        assert time.monotonic() - began < 90
+    assert first.returncode in (1, -6), "at an error of its own, or by JAX"
+    assert "Traceback" in error or "task died" in error
+    assert f"metadata.json is missing: step {saved} is taken instead of {damaged}" in out
+    assert f"8 x cpu, from step {saved}" in out
+    assert "CANNOT SAVE" not in out, "the other, which has not looked, would have it for saved"
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {str(damaged), f"{damaged}.damaged"}
+    told = second.communicate()[0]
+    assert told.startswith("process 1 of 2: process 0 prints for all\n")
+    assert "parameters" not in told and "loss" not in told
+    for path in (workdir / "checkpoints").iterdir():
+        if path.name != "10":
+            shutil.rmtree(path)
+    means = {end: statistics.mean(losses(one)[step] for step in range(end - 4, end + 1)) for end in (5, 10, 15, 20)}
+    seen = {step: loss for step, loss in losses(workdir).items() if step <= 20}
+    assert seen == pytest.approx({step: means[step] for step in seen}, rel=1e-5)
+    said = run(command(workdir, 20, "--train.log_every", "5"), environment(1))
+    assert "1 x cpu, from step 10 to 20" in said
+    assert losses(workdir) == pytest.approx(means, rel=1e-5)
+
+
+def test_two_processes_with_nothing_but_damaged_checkpoints_both_say_so(one, environment, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(one, workdir)
+    for path in (workdir / "checkpoints").glob("*/metadata.json"):
+        path.unlink()
+    address = ["--devices.coordinator", f"127.0.0.1:{free_port()}", "--devices.num_processes", "2", "--devices.process_id"]
+    options = {"env": environment(4), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command(workdir, 30, *BY_FIVES, *address, str(i)), **options) for i in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], said
+    assert "all are damaged: 10: metadata.json is missing; 20: metadata.json is missing" in said[0]
+    assert "error: --workdir: process 0 says why" in said[1]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+PROGRAM = """
+import functools, json, re, jax, numpy as np, optax
+from ddpm_jax import factory
+from ddpm_jax.config import Config, Network
+from ddpm_jax.devices import sharding
+from ddpm_jax.runs.state_copies import make_copy
+from ddpm_jax.training import ema, loop
+from ddpm_jax.training.state import init_state
+from ddpm_jax.training.step import make_train_step
+
+key, mesh, optimizer = jax.random.key(0), sharding.make_mesh(), optax.adam(1e-3)
+network = Network(channels=64, multipliers=(1,), num_blocks=1, attention_resolutions=())
+objective = factory.make_objective(Config(workdir="", network=network), (4, 4, 1))
+averages = {"decay": ema.exponential(0.9)}
+init = functools.partial(init_state, key, objective, optimizer, averages)
+shapes = jax.eval_shape(init)
+gather = functools.partial(sharding.gather, mesh)
+step = make_train_step(key, objective, optimizer, lambda n: 1e-3, averages, gather=gather)
+divided, copied = (sharding.placed(shapes, s) for s in (sharding.divided(mesh, shapes), sharding.replicated(mesh)))
+batch = {"image": jax.ShapeDtypeStruct((8, 4, 4, 1), np.uint8, sharding=sharding.over_batch(mesh))}
+compiled = loop.compile_step(step, divided, batch, (), mesh)
+shapes_gathered = re.findall(r"= f32\\[([\\d,]+)\\]\\S* all-gather", compiled.as_text())
+state, spread = (sharding.create(init, s) for s in (sharding.replicated(mesh), sharding.divided(mesh, shapes)))
+copies = [make_copy(tree)(tree) for tree in (state, spread)]
+held = [sum(shard.data.nbytes for a in jax.tree.leaves(copy) for shard in a.addressable_shards) for copy in copies]
+print(json.dumps({
+    "copies": [bytes / sharding.bytes_per_device(state) for bytes in held],
+    "same": [jax.tree.all(jax.tree.map(np.array_equal, copy, jax.device_get(state))) for copy in copies],
+    "share": sharding.bytes_per_device(divided) / sharding.bytes_per_device(copied),
+    "held": compiled.memory_analysis().argument_size_in_bytes / sharding.bytes_per_device(copied),
+    "gathered": sum(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes_gathered),
+    "params": sum(a.size for a in jax.tree.leaves(shapes.params)),
+}))
+"""
+
+
+def test_sharded_state_takes_an_eighth_and_only_parameters_are_gathered(environment):
+    """All gathers of the compiled step together are no more than the parameters: the optimizer and the averages stay."""
+    found = json.loads(run([sys.executable, "-c", PROGRAM], environment(8)).splitlines()[-1])
+    assert found["share"] <= 0.15
+    assert found["held"] <= 0.15, "as XLA counts it, with the batch"
+    assert found["same"] == [True] * 2
+    assert all(share < 1.1 for share in found["copies"]), "once, not by each device; but for what is small"
+    assert 0.8 * found["params"] < found["gathered"] <= found["params"]

@@ -1,0 +1,47 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ddpm_jax.devices.preemption import TOGETHER, Preemption
+
+CODE = """
+import time
+from ddpm_jax.devices.preemption import Preemption
+with Preemption() as preemption:
+    print("ready", flush=True)
+    while preemption.number is None:
+        time.sleep(0.01)
+    print(preemption.number, preemption.reached(3), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_noted_and_the_second_ends_at_once(number):
+    command = [sys.executable, "-c", CODE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == f"{int(number)} True\n"
+        process.send_signal(number)  # by whoever sends it to the process and to its group
+        time.sleep(2 * TOGETHER)
+        assert process.poll() is None
+        process.send_signal(number)
+        out, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert out == ""
+    name = signal.Signals(number).name
+    first, second = said.splitlines()
+    assert first == f"{name}: it ends after the steps under way and a save; once more to end at once"
+    assert second == f"{name}: ended at once"
+
+
+def test_afterwards_signals_do_what_they_did_before():
+    before = signal.getsignal(signal.SIGINT)
+    with Preemption() as preemption:
+        assert not preemption.reached(1)
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before

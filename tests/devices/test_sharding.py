@@ -1,0 +1,119 @@
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from ddpm_jax.devices import sharding
+
+EIGHT = AbstractMesh((8,), ("data",), (AxisType.Auto,))
+SHAPES = {
+    "params": {
+        "kernel": (3, 3, 64, 128),
+        "square": (64, 64),
+        "bias": (128,),
+        "odd": (3, 3, 63, 129),
+        "first": (4096, 3),
+    },
+    "step": (),
+}
+TREE = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), SHAPES, is_leaf=lambda shape: isinstance(shape, tuple)
+)
+
+
+def specs(axes=()):
+    return jax.tree.map(lambda s: s.spec, sharding.divided(EIGHT, TREE, axes))
+
+
+def test_large_arrays_are_divided_along_their_largest_axis_that_the_devices_divide():
+    assert specs() == {
+        "params": {
+            "kernel": PartitionSpec(None, None, None, "data"),
+            "square": PartitionSpec("data"),
+            "bias": PartitionSpec(),
+            "odd": PartitionSpec(),
+            "first": PartitionSpec("data"),
+        },
+        "step": PartitionSpec(),
+    }
+
+
+def test_exceptions_go_by_name_the_first_before_the_others():
+    found = specs([("params/ke", 2), ("bias$", 0), ("params", None)])["params"]
+    assert found["kernel"] == PartitionSpec(None, None, "data")
+    assert found["bias"] == PartitionSpec("data")
+    assert found["square"] == found["first"] == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ([("kernle", 0)], "found in the path of an array first, received 'kernle'"),
+        ([("params", None), ("kernel", 2)], "first, received 'kernel'"),
+        ([("kernel", 0)], r"axis that 8 devices divide, received 0 for params/kernel of \(3, 3, 64, 128\)"),
+        ([("kernel", 4)], "received 4 for params/kernel"),
+        ([("step", 0)], "received 0 for step"),
+        ([("(", 0)], r"expected regular expressions, received '\('"),
+    ],
+)
+def test_exceptions_that_cannot_be_are_refused(axes, said):
+    with pytest.raises(ValueError, match=said):
+        sharding.divided(EIGHT, TREE, axes)
+
+
+def test_what_a_device_holds():
+    divided = sharding.placed(TREE, sharding.divided(EIGHT, TREE))
+    shares = 3 * 3 * 64 * 128 / 8 + 64 * 64 / 8 + 4096 * 3 / 8
+    assert sharding.bytes_per_device(divided) == 4 * (shares + 128 + 3 * 3 * 63 * 129 + 1)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    sharding.check_batch_size(EIGHT, 16)
+    with pytest.raises(ValueError, match=r"expected a multiple of 8 \(devices\), received 12"):
+        sharding.check_batch_size(EIGHT, 12)
+    sharding.check_batch_size(EIGHT, 32, 4)
+    with pytest.raises(ValueError, match=r"multiple of 8 \(devices\) x 4 \(--train.accumulate\), received 16"):
+        sharding.check_batch_size(EIGHT, 16, 4)
+
+
+@pytest.mark.parametrize("environment, devices", [
+    ({}, [1, 1, 2, 6, 4, 3]),
+    ({"JAX_NUM_CPU_DEVICES": "3"}, [3, 3, 3, 3, 3, 3]),
+    ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, [8, 8, 8, 8, 8, 8]),
+])  # fmt: skip
+def test_cores_become_devices_as_far_as_they_divide_a_batch_unless_the_user_chose(environment, devices):
+    """With six cores, each given four images at least."""
+    code = """if True:
+        import os, jax, jax.extend
+        from ddpm_jax.devices import sharding
+        os.sched_getaffinity = lambda process: set(range(6))
+        chosen = int(os.environ.get("JAX_NUM_CPU_DEVICES", -1))
+        for batch_size in (1, 7, 8, 30, 64, 27):
+            sharding.divide_cores(batch_size)
+            print(jax.device_count())
+            jax.extend.backend.clear_backends()
+            jax.config.update("jax_num_cpu_devices", chosen)
+    """
+    printed = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+    assert list(map(int, printed.stdout.split())) == devices, printed.stderr
+
+
+def test_a_program_is_compiled_once_and_says_how_long_that_took():
+    traced, said = [], []
+
+    @jax.jit
+    def double(x):
+        traced.append(x)
+        return 2 * x
+
+    compiled = sharding.compiled(double, "the doubling", said.append)
+    assert said == []
+    assert [float(compiled(jnp.float32(x))) for x in (1, 2, 3)] == [2, 4, 6]
+    assert len(traced) == 1
+    (line,) = said
+    assert re.fullmatch(r"compiled the doubling in \d+\.\d s", line)

@@ -1,0 +1,166 @@
+import dataclasses
+from typing import get_args, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import config, factory, samplers
+from ddpm_jax.config import Config, Diffusion, Loss, Network, Optimizer, Sample
+from ddpm_jax.config.cli import UsageError
+from ddpm_jax.denoiser import make_denoise
+
+NAMES = {
+    "schedule": get_args(get_type_hints(Diffusion)["schedule"]),
+    "weighting": get_args(get_type_hints(Loss)["weighting"]),
+}
+
+
+@pytest.mark.parametrize("grid", get_args(config.Grid))
+@pytest.mark.parametrize("method", get_args(config.Method))
+def test_every_sampler_on_every_grid(method, grid):
+    """Data at one point, known to the model: all of them end there."""
+    diffusion = Diffusion()
+    schedule = factory.make_schedule(diffusion)
+    sample = Sample(sampler=method, grid=grid, steps=6)
+    sampler, levels = factory.make_sampler(sample, diffusion, schedule), factory.make_levels(sample, diffusion, schedule)
+    denoise = make_denoise(schedule, lambda x, t: jnp.full_like(x, 0.3), "x0")
+    x = samplers.sample(jax.random.key(0), sampler, denoise, levels, (2, 4))
+    np.testing.assert_allclose(x, 0.3, atol=1e-4)
+
+
+CONTINUOUS = [name for name in NAMES["schedule"] if name.startswith("continuous")]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES["schedule"] if name not in CONTINUOUS])
+@pytest.mark.parametrize("zero", [False, True])
+def test_every_discrete_schedule(name, zero):
+    schedule = factory.make_schedule(Diffusion(schedule=name, num_steps=50, zero_terminal_snr=zero, beta_end=0.3))
+    assert schedule.num_steps == 50
+    assert np.all(np.diff(schedule.alpha_bar) < 0)
+    assert (schedule.alpha_bar[-1] == 0) == (zero or name == "jsd")
+
+
+@pytest.mark.parametrize("grid", get_args(config.Grid))
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_schedules_have_every_grid(name, grid):
+    """From the noise on, with 100 steps if none are asked for; a sampler that is given the data ends there."""
+    diffusion = Diffusion(schedule=name)
+    schedule, sample = factory.make_schedule(diffusion), Sample(sampler="ddim", grid=grid)
+    levels = factory.make_levels(sample, diffusion, schedule)
+    assert len(levels.t) == 101
+    assert levels.alpha[0] < 0.01
+    denoise = make_denoise(schedule, lambda x, t: jnp.full_like(x, 0.3), "x0")
+    x = samplers.sample(jax.random.key(0), samplers.ddim(), denoise, levels, (2, 4))
+    np.testing.assert_allclose(x, 0.3, atol=1e-4)
+    assert len(factory.make_levels(dataclasses.replace(sample, steps=7), diffusion, schedule).t) == 8
+
+
+def test_the_continuous_linear_schedule_is_the_limit_of_the_discrete_one():
+    """At t + 1 of T = 1000 steps."""
+    continuous, discrete = (factory.make_schedule(Diffusion(schedule=name)) for name in ("continuous_linear", "linear"))
+    t = np.arange(50, 1000, 50)
+    np.testing.assert_allclose(continuous.level((t + 1) / 1000).alpha, discrete.level(t).alpha, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"prediction": "mean"}, "--diffusion.prediction: expected eps, x0, v or score with the continuous schedule"),
+        ({"variance": "learned"}, "--diffusion.variance: expected fixed_small or fixed_large with the continuous schedule"),
+        ({"zero_terminal_snr": True}, "--diffusion.zero_terminal_snr: expected False with the continuous schedule"),
+    ],
+)
+def test_continuous_time_refuses_what_needs_steps(change, said):
+    with pytest.raises(UsageError, match=said):
+        factory.make_schedule(Diffusion(schedule="continuous_cosine", **change))
+    diffusion = Diffusion(schedule="continuous_cosine")
+    schedule = factory.make_schedule(diffusion)
+    with pytest.raises(UsageError, match=r"--loss.times: expected uniform or stratified in continuous time"):
+        factory.make_times(Loss(times="importance"), schedule.num_steps, 8)
+    with pytest.raises(UsageError, match=r"--loss.kind: expected simple with the continuous schedule"):
+        factory.make_loss(Loss(kind="vlb"), diffusion, schedule)
+
+
+@pytest.mark.parametrize("diffusion", [Diffusion(prediction="mean"), Diffusion(variance="learned_raw")])
+def test_models_of_whole_times_refuse_fractional_ones(diffusion):
+    schedule = factory.make_schedule(diffusion)
+    with pytest.raises(UsageError, match="expected whole times"):
+        factory.make_levels(Sample(grid="karras", steps=10), diffusion, schedule)
+    assert len(factory.make_levels(Sample(steps=10), diffusion, schedule).t) == 11
+
+
+def test_a_network_that_learns_its_variance_has_twice_the_channels():
+    base = config.Config(workdir="runs/base")
+    learned = dataclasses.replace(base, diffusion=Diffusion(variance="learned"))
+    assert factory.make_network(base, (8, 8, 3)).out_channels is None
+    assert factory.make_network(learned, (8, 8, 3)).out_channels == 6
+
+
+@pytest.mark.parametrize("weighting", NAMES["weighting"])
+def test_every_weighting_is_a_loss(weighting):
+    diffusion = Diffusion()
+    of = factory.make_loss(Loss(weighting=weighting), diffusion, factory.make_schedule(diffusion))
+    x0, ids, t = jnp.zeros((2, 3)), jnp.arange(2), jnp.array([10, 500])
+    loss = of(jax.random.key(0), lambda x, t: jnp.zeros_like(x), x0, ids, t)
+    assert loss.shape == (2,)
+    assert np.all(loss > 0)
+
+
+def test_labels_are_drawn_in_turn_and_guidance_goes_from_none_to_the_class():
+    """The network says the label that it is told, scaled; 3 stands for none."""
+    told = Config(workdir="", network=Network(num_classes=3), diffusion=Diffusion(prediction="x0"))
+    classes = factory.make_labels(Sample(label=(2, 0)), told.network)
+    np.testing.assert_array_equal(classes(jnp.arange(3, 8)), [0, 2, 0, 2, 0])
+    np.testing.assert_array_equal(factory.make_labels(Sample(), told.network)(jnp.arange(5)), [0, 1, 2, 0, 1])
+
+    class Echo:
+        def apply(self, params, x_t, t, labels=None):
+            return x_t * 0 + labels[:, None] / 10
+
+    schedule, x_t = factory.make_schedule(told.diffusion), jnp.ones((4, 2))
+
+    def x0(labels, scale=1.0):
+        denoise = factory.bind(told, Echo(), schedule, {}, False, labels, scale)
+        return np.asarray(denoise(x_t, schedule.level(9)).x0)[:, 0]
+
+    labels = jnp.array([0, 1, 2, -1])
+    np.testing.assert_allclose(x0(labels), [0, 0.1, 0.2, 0.3], atol=1e-6)
+    np.testing.assert_allclose(x0(jnp.int32(1)), 0.1, atol=1e-6)
+    np.testing.assert_allclose([x0(None), x0(labels, 0.0)], 0.3, atol=1e-6)
+    np.testing.assert_allclose(x0(labels, 2.0), [-0.3, -0.1, 0.1, 0.3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sample, classes, said",
+    [
+        (Sample(label=(3,)), 3, r"--sample.label: expected classes in 0..2, received \(3,\)"),
+        (Sample(label=()), 3, "--sample.label: expected classes in 0..2"),
+        (Sample(label=(0,)), None, "--sample.label: expected none"),
+        (Sample(guidance=2.0), None, "--sample.guidance: expected 1"),
+        (Sample(guidance=float("inf")), 3, "--sample.guidance: expected a finite number"),
+    ],
+)
+def test_labels_and_guidance_that_the_network_does_not_have(sample, classes, said):
+    with pytest.raises(UsageError, match=said):
+        factory.make_labels(sample, Network(num_classes=classes))
+
+
+def test_classes_that_the_data_do_not_have_are_refused():
+    data = factory.make_source(config.Data())
+    factory.check_labels(Network(num_classes=10), data)
+    factory.check_labels(Network(), data)
+    with pytest.raises(UsageError, match=r"--network.num_classes: expected 10, as the data have, received 9"):
+        factory.check_labels(Network(num_classes=9), data)
+
+
+def test_a_run_may_go_on_with_another_learning_rate():
+    """Its optimizer's state fits, and the next update is as much larger; Adam's size is all that it changes."""
+    params, gradient = jnp.ones(3), jnp.array([1e-3, 2e-3, -1e-3])
+    make = lambda rate: factory.make_optimizer(  # noqa: E731
+        Optimizer(rate, warmup_steps=0), factory.make_learning_rate(Optimizer(rate, warmup_steps=0), 10)
+    )
+    _, state = make(1e-3).update(gradient, make(1e-3).init(params), params)
+    slow, fast = (make(rate).update(gradient, state, params)[0] for rate in (1e-3, 3e-3))
+    np.testing.assert_allclose(fast, 3 * slow, rtol=1e-5)

@@ -1,0 +1,50 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from ddpm_jax.runs import workdir
+from ddpm_jax.config.cli import UsageError
+from ddpm_jax.config import Config
+
+BASE = Config(workdir="runs/base")
+
+
+def test_a_workdir_belongs_to_its_config(tmp_path, capsys):
+    mine = dataclasses.replace(BASE, workdir=str(tmp_path / "run"))
+    with workdir.claim(mine) as claimed:
+        workdir.write_config(claimed, mine)
+    longer = dataclasses.replace(mine, train=dataclasses.replace(mine.train, num_steps=9))
+    with workdir.claim(longer):
+        assert "train.num_steps: 800000 -> 9" in capsys.readouterr().out
+    other = dataclasses.replace(mine, network=dataclasses.replace(mine.network, channels=64))
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(UsageError, match=r"--workdir.*network\.channels: 128 -> 64"), workdir.claim(other):
+        pass
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_workdir_is_locked_while_a_run_is_alive_and_free_after_it_was_killed(tmp_path):
+    mine = dataclasses.replace(BASE, workdir=str(tmp_path))
+    code = (
+        "import sys, time; from ddpm_jax.config import Config; from ddpm_jax.runs.workdir import claim\n"
+        f"with claim(Config(workdir={str(tmp_path)!r})): print('claimed', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "claimed\n"
+        with pytest.raises(UsageError, match=r"--workdir.*in use"), workdir.claim(mine):
+            pass
+        other.kill()
+    with workdir.claim(mine):
+        pass
+
+
+def test_a_workdir_that_is_a_file_or_holds_a_broken_config_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UsageError, match="--workdir"), workdir.claim(dataclasses.replace(BASE, workdir=str(file))):
+        pass
+    (tmp_path / "config.json").write_text('{"workdir"')
+    with pytest.raises(UsageError, match="--workdir"), workdir.claim(dataclasses.replace(BASE, workdir=str(tmp_path))):
+        pass
