@@ -23,23 +23,6 @@ from ddpm_jax.config.schema import (
 )
 
 __all__ = [
-    "Checkpoint",
-    "Config",
-    "Data",
-    "Devices",
-    "Diffusion",
-    "Ema",
-    "Grid",
-    "Loss",
-    "Method",
-    "Network",
-    "Optimizer",
-    "Sample",
-    "Train",
-    "changes",
-    "check",
-    "check_seed",
-    "everies",
-    "from_dict",
-    "read_config",
-]
+    "Checkpoint", "Config", "Data", "Devices", "Diffusion", "Ema", "Grid", "Loss", "Method", "Network", "Optimizer",
+    "Sample", "Train", "changes", "check", "check_seed", "everies", "from_dict", "read_config",
+]  # fmt: skip

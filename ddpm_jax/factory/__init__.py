@@ -9,22 +9,7 @@ from ddpm_jax.factory.optimizer import make_averages, make_learning_rate, make_o
 from ddpm_jax.factory.sampler import make_generator, make_labels, make_levels, make_sampler
 
 __all__ = [
-    "LoadedRun",
-    "bind",
-    "check_labels",
-    "load",
-    "make_averages",
-    "make_generator",
-    "make_labels",
-    "make_learning_rate",
-    "make_levels",
-    "make_loss",
-    "make_network",
-    "make_objective",
-    "make_optimizer",
-    "make_sampler",
-    "make_schedule",
-    "make_source",
-    "make_times",
-    "power_name",
-]
+    "LoadedRun", "bind", "check_labels", "load", "make_averages", "make_generator", "make_labels", "make_learning_rate",
+    "make_levels", "make_loss", "make_network", "make_objective", "make_optimizer", "make_sampler", "make_schedule",
+    "make_source", "make_times", "power_name",
+]  # fmt: skip

@@ -31,7 +31,8 @@ def make_objective(config: Config, image_shape: Sequence[int]) -> Objective:
     def preview(params: Any, key: jax.Array, frozen: Any) -> jax.Array:
         return generate(key, params, sharding.put_ids(sharding.make_mesh(), range(config.sample.num)))
 
+    num_times = 1.0 if schedule.num_steps is None else schedule.num_steps
     return objectives.diffusion(
-        network, image_shape, loss, draw_times, schedule.num_steps or 1.0, preview, memory=memory,
+        network, image_shape, loss, draw_times, num_times, preview, memory=memory,
         num_classes=config.network.num_classes, label_dropout=config.train.label_dropout, random_flip=config.data.random_flip,
     )  # fmt: skip

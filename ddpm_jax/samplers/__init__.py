@@ -19,25 +19,7 @@ from ddpm_jax.samplers.sdedit import sdedit
 from ddpm_jax.samplers.unipc import unipc
 
 __all__ = [
-    "Churn",
-    "Sampler",
-    "analytic_dpm",
-    "ddim",
-    "ddpm",
-    "deis",
-    "dpm_solver_pp",
-    "dpm_solver_pp_2s",
-    "euler",
-    "euler_ancestral",
-    "grids",
-    "heun",
-    "inpaint",
-    "langevin",
-    "mean_squared_eps",
-    "pndm",
-    "repaint",
-    "sample",
-    "sample_path",
-    "sdedit",
-    "unipc",
-]
+    "Churn", "Sampler", "analytic_dpm", "ddim", "ddpm", "deis", "dpm_solver_pp", "dpm_solver_pp_2s", "euler",
+    "euler_ancestral", "grids", "heun", "inpaint", "langevin", "mean_squared_eps", "pndm", "repaint", "sample",
+    "sample_path", "sdedit", "unipc",
+]  # fmt: skip

@@ -13,7 +13,7 @@ from ddpm_jax import keys
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.diffusion import add_noise
 from ddpm_jax.samplers import base, multistep
-from ddpm_jax.schedules import Array, Level, Schedule
+from ddpm_jax.schedules import Array, Level, Schedule, require_discrete
 
 
 class Coefficients(NamedTuple):
@@ -46,7 +46,7 @@ def mean_squared_eps(key: jax.Array, schedule: Schedule, denoise: Denoise, x0: j
         x_t = add_noise(level, x0, base.normal(noise_keys, x0.shape).astype(x0.dtype))
         return jnp.mean(jnp.square(denoise(x_t, level).eps.astype(jnp.float32)))
 
-    return jax.lax.map(at, jnp.arange(schedule.num_steps))
+    return jax.lax.map(at, jnp.arange(require_discrete(schedule, "Analytic-DPM").num_steps))
 
 
 def analytic_dpm(gamma: ArrayLike, clip: bool = True) -> base.Sampler:

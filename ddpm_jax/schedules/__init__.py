@@ -19,24 +19,7 @@ from ddpm_jax.schedules.discrete import (
 from ddpm_jax.schedules.level import Array, HasLevels, Level, log_snr_range, lookup, signal_and_noise
 
 __all__ = [
-    "Array",
-    "HasLevels",
-    "Level",
-    "Schedule",
-    "checked_num_steps",
-    "constant",
-    "continuous",
-    "cosine",
-    "from_betas",
-    "from_log_snr",
-    "jsd",
-    "linear",
-    "log_snr_range",
-    "lookup",
-    "quadratic",
-    "require_discrete",
-    "sigmoid",
-    "signal_and_noise",
-    "warmup",
-    "zero_terminal_snr",
-]
+    "Array", "HasLevels", "Level", "Schedule", "checked_num_steps", "constant", "continuous", "cosine", "from_betas",
+    "from_log_snr", "jsd", "linear", "log_snr_range", "lookup", "quadratic", "require_discrete", "sigmoid",
+    "signal_and_noise", "warmup", "zero_terminal_snr",
+]  # fmt: skip
