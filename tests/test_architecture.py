@@ -1,6 +1,7 @@
 """The layers: a file imports only from lower ones, and the mathematics needs jax and numpy alone."""
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -106,6 +107,15 @@ def test_training_knows_an_objective_and_neither_diffusion_nor_networks_nor_a_co
 def test_only_who_reads_a_config_knows_it(path):
     if package(path) not in CONFIGURED:
         assert not [name for name in imports(path) if name.startswith("ddpm_jax.config")]
+
+
+def test_the_old_names_of_modules_have_what_the_new_ones_have():
+    for path in ALIASES:
+        (new,) = imports(path)
+        old, module = importlib.import_module(f"ddpm_jax.{path.stem}"), importlib.import_module(new)
+        public = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == new]
+        assert len(public) > 3
+        assert all(getattr(old, name) is getattr(module, name) for name in public if not name.startswith("_"))
 
 
 def test_importing_the_package_pulls_in_nothing_heavy():

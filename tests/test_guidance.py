@@ -218,3 +218,43 @@ def test_mistakes_are_refused():
     for wrong in ({"quantile": 1.5}, {"limit": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             guidance.dynamic_threshold(CONDITIONAL, **wrong)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5, jnp.array([0.0, 1.0, 2.0, 3.0, 0.5, 1.5])], ids=str)
+def test_a_condition_that_is_bound_is_guided_as_its_denoise_would_be(prediction, scale):
+    """At one x_t all predictions are affine in each other, so guiding the output is guiding x0 and eps."""
+    read = lambda predict: make_denoise(SCHEDULE, predict, prediction, clip=False)  # noqa: E731
+    guided = guidance.classifier_free(read(lambda x, t: predict(x, t, guidance.interleave(LABELS, 0))), scale)
+    ours = read(guidance.conditional(predict, LABELS, jnp.int32(0), scale))(X_T, LEVEL)
+    assert_same(ours, guided(X_T, LEVEL), rtol=1e-4)
+
+
+def test_without_a_condition_or_at_scale_zero_or_one_the_network_sees_each_example_once():
+    seen = []
+    network = lambda x, t, labels: seen.append(np.asarray(labels)) or predict(x, t, labels)  # noqa: E731
+    t = jnp.full(6, 400)
+    for condition, scale in ((None, 3.0), (LABELS, 0.0), (LABELS, 1.0), (jnp.int32(4), 1), (LABELS, 2.0)):
+        guidance.conditional(network, condition, jnp.int32(0), scale)(X_T, t)
+    np.testing.assert_array_equal(seen[0], np.zeros(6))
+    np.testing.assert_array_equal(seen[1], np.zeros(6))
+    np.testing.assert_array_equal(seen[2], LABELS)
+    np.testing.assert_array_equal(seen[3], np.full(6, 4))
+    np.testing.assert_array_equal(seen[4], [1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0])
+    assert guidance.conditional(lambda x, t, c: c, None, None)(X_T, t) is None, "a network without conditions"
+
+
+def test_a_condition_is_any_pytree_and_a_learned_variance_stays_the_conditional_one():
+    """Tokens [B, L, D] and a pooled vector [B, E]; the output has twice the channels of x_t."""
+    tokens, pooled = jax.random.normal(KEY, (6, 3, 4)), jax.random.normal(KEY, (6, 2))
+    condition, none = {"tokens": tokens, "pooled": pooled}, {"tokens": jnp.zeros((3, 4)), "pooled": jnp.zeros(2)}
+
+    def network(x, t, c):
+        mean = x + c["tokens"].mean(axis=1)
+        return jnp.concatenate([mean, jnp.broadcast_to(c["pooled"].sum(axis=1)[:, None], x.shape)], axis=1)
+
+    output = guidance.conditional(network, condition, none, 3.0)(X_T, jnp.full(6, 400))
+    np.testing.assert_allclose(output[:, :4], X_T + 3 * tokens.mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(output[:, 4:], jnp.tile(pooled.sum(axis=1)[:, None], (1, 4)), atol=1e-6)
+    with pytest.raises(ValueError, match="scale: expected a number or shape"):
+        guidance.conditional(network, condition, none, jnp.ones(5))(X_T, jnp.full(6, 400))
