@@ -1,8 +1,3 @@
-import os
-import re
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -79,41 +74,3 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
     sharding.check_batch_size(EIGHT, 32, 4)
     with pytest.raises(ValueError, match=r"multiple of 8 \(devices\) x 4 \(--train.accumulate\), received 16"):
         sharding.check_batch_size(EIGHT, 16, 4)
-
-
-@pytest.mark.parametrize("environment, devices", [
-    ({}, [1, 1, 2, 6, 4, 3]),
-    ({"JAX_NUM_CPU_DEVICES": "3"}, [3, 3, 3, 3, 3, 3]),
-    ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, [8, 8, 8, 8, 8, 8]),
-])  # fmt: skip
-def test_cores_become_devices_as_far_as_they_divide_a_batch_unless_the_user_chose(environment, devices):
-    """With six cores, each given four images at least."""
-    code = """if True:
-        import os, jax, jax.extend
-        from ddpm_jax.devices import sharding
-        os.sched_getaffinity = lambda process: set(range(6))
-        chosen = int(os.environ.get("JAX_NUM_CPU_DEVICES", -1))
-        for batch_size in (1, 7, 8, 30, 64, 27):
-            sharding.divide_cores(batch_size)
-            print(jax.device_count())
-            jax.extend.backend.clear_backends()
-            jax.config.update("jax_num_cpu_devices", chosen)
-    """
-    printed = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
-    assert list(map(int, printed.stdout.split())) == devices, printed.stderr
-
-
-def test_a_program_is_compiled_once_and_says_how_long_that_took():
-    traced, said = [], []
-
-    @jax.jit
-    def double(x):
-        traced.append(x)
-        return 2 * x
-
-    compiled = sharding.compiled(double, "the doubling", said.append)
-    assert said == []
-    assert [float(compiled(jnp.float32(x))) for x in (1, 2, 3)] == [2, 4, 6]
-    assert len(traced) == 1
-    (line,) = said
-    assert re.fullmatch(r"compiled the doubling in \d+\.\d s", line)
