@@ -11,8 +11,8 @@ state. docs/benchmarks.md has the measurements.
 | `compiler_options` | 1.29 times as long | 784 instead of 418 MiB |
 | `settle` | | 467 instead of 418 MiB |
 
-`settle`, `swish`, `over_images` and `mean_over_space`, with `GroupNorm` and `DoubleConv` in `layers`, once took a step from 2.87
-to 2.15 s of processor time, before Winograd's method. At the end of the file is a work-around for GPUs.
+`settle`, `swish`, `over_images` and `mean_over_space`, with `GroupNorm` and `DoubleConv` in `layers`, took a step from 2.87 to
+2.15 s of processor time before Winograd's method was added. At the end of the file is a work-around for GPUs.
 """
 
 from __future__ import annotations
