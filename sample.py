@@ -138,15 +138,15 @@ class Experiment:
         self.labels = factory.make_labels(config.sample, config.network)
 
     def denoise(self, labels: jax.Array | None, guidance: float | None = None) -> Denoise:
-        """The model, conditioned on labels [B]."""
+        """The model, conditioned on labels [B], or on one for all."""
         model, sample = self.model, self.config.sample
         scale = sample.guidance if guidance is None else guidance
         return factory.bind(self.config, model.network, model.schedule, model.params, sample.clip, labels, scale)
 
-    def one_label(self, num: int) -> jax.Array | None:
-        """The first label asked for, num times; None if none was."""
+    def one_label(self) -> jax.Array | None:
+        """The first label asked for, for all samples; None if none was."""
         label = self.config.sample.label
-        return None if label is None else jnp.full(num, label[0], jnp.int32)
+        return None if label is None else jnp.int32(label[0])
 
     def data(self, num: int) -> tuple[jax.Array, jax.Array]:
         """The first images of the training data, in [-1, 1], and their labels."""
@@ -166,14 +166,14 @@ class Experiment:
     def shared(self, t: int) -> jax.Array:
         """Samples that share x_t."""
         num = self.options.num
-        shape, denoise = (num, *self.model.image_shape), self.denoise(self.one_label(num))
+        shape, denoise = (num, *self.model.image_shape), self.denoise(self.one_label())
         return jax.jit(lambda: interpolation.shared(self.key, self.sampler, denoise, self.levels, t, shape))()[None]
 
     def interpolate(self, t: int) -> jax.Array:
         """Pairs of the data, mixed at t and denoised, the pair at the ends of each row."""
         pairs, _ = self.data(2 * min(self.options.num, 8))
         a, b = pairs[::2], pairs[1::2]
-        shares, denoise = np.linspace(0, 1, 11).tolist(), self.denoise(self.one_label(len(a)))
+        shares, denoise = np.linspace(0, 1, 11).tolist(), self.denoise(self.one_label())
         run = jax.jit(lambda: interpolation.interpolate(self.key, self.sampler, denoise, self.levels, t, a, b, shares))
         return jnp.concatenate([a[None], run(), b[None]]).swapaxes(0, 1)
 
@@ -182,7 +182,7 @@ class Experiment:
         ids = jnp.arange(max(min(self.options.num, 16) // 2, 1) * 2).reshape(-1, 2)
         shape = (len(ids), *self.model.image_shape)
         a, b = (initial_noise(self.key, self.levels, shape, ids[:, end]) for end in (0, 1))
-        shares, denoise = np.linspace(0, 1, num_between + 2).tolist(), self.denoise(self.one_label(len(ids)))
+        shares, denoise = np.linspace(0, 1, num_between + 2).tolist(), self.denoise(self.one_label())
         try:
             run = jax.jit(lambda: interpolation.slerp(self.sampler, denoise, self.levels, a, b, shares))()
         except TypeError:
@@ -193,7 +193,7 @@ class Experiment:
     def coding(self, num_stages: int) -> jax.Array:
         """Images of the data as a receiver sees them at this many stages of progressive coding, then the data."""
         x0, labels = self.data(min(self.options.num, 8))
-        schedule, denoise = schedules.require_discrete(self.model.schedule, "progressive coding"), self.denoise(labels, 1.0)
+        schedule, denoise = schedules.require_discrete(self.model.schedule, "--coding"), self.denoise(labels, 1.0)
         times = np.linspace(0, schedule.num_steps - 1, num_stages).round().astype(int).tolist()
         variance = self.config.diffusion.variance.removesuffix("_raw")
         run = jax.jit(lambda: likelihood.progressive_coding(self.key, schedule, denoise, x0, times, variance))
@@ -209,6 +209,8 @@ def experiment(options: Options, config: Config, model: LoadedRun, out: pathlib.
     (name,) = (name for name in EXPERIMENTS if getattr(options, name) is not None)
     figure: Callable[[int], jax.Array] = getattr(Experiment(options, config, model), name)
     with blame(f"--{name}"):
+        if name in ("shared", "interpolate", "coding"):
+            schedules.require_discrete(model.schedule, f"--{name}")
         rows = jax.device_get(images.to_uint8(figure(getattr(options, name))))
     with blame("--out"):
         out.mkdir(parents=True, exist_ok=True)
@@ -238,7 +240,7 @@ def check(options: Options) -> None:
         raise UsageError("--strength: expected without --inpaint, which fills in from noise alone, received with")
     if options.init_image is not None and asked:
         raise UsageError(f"--init-image: expected without {asked[0]}, received with")
-    if not (pathlib.Path(options.workdir) / "checkpoints").is_dir():  # told before anything is imported
+    if not (pathlib.Path(options.workdir) / "checkpoints").is_dir():
         raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")
 
 

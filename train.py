@@ -42,11 +42,12 @@ def main(argv: Sequence[str]) -> None:
     with blame("--data"):
         image_shape = source[0]["image"].shape
     factory.check_labels(config.network, source)
+    mesh, key = sharding.make_mesh(), jax.random.key(config.train.seed)
     objective = factory.make_objective(config, image_shape)
+    objective = objective._replace(frozen=sharding.copies(mesh, objective.frozen))
     learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
     optimizer = factory.make_optimizer(config.optimizer, learning_rate)
     averages = factory.make_averages(config.ema, config.train.batch_size)
-    mesh, key = sharding.make_mesh(), jax.random.key(config.train.seed)
     gather = functools.partial(sharding.gather, mesh)
     train_step = make_train_step(
         key, objective, optimizer, learning_rate, averages, accumulate=config.train.accumulate, gather=gather
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
             state, train_step, stack.enter_context(contextlib.closing(pipeline.iterate(batches, int(state.step)))), mesh,
             config.train.num_steps, record=record, saver=saver, snapshots=snapshots,
             preemption=stack.enter_context(Preemption()), hooks=[(config.train.sample_every, draw)],
-            average=next(iter(averages)), frozen=sharding.copies(mesh, objective.frozen), steps_per_call=steps_per_call,
+            average=next(iter(averages)), frozen=objective.frozen, steps_per_call=steps_per_call,
         )  # fmt: skip
         terminal.say(f"samples are in {workdir / 'samples'}; for more: python sample.py --workdir {workdir}")
 
@@ -161,7 +162,7 @@ def sample_drawer(
 
     def draw(step: int, params: Any) -> None:
         image = sharding.copies(mesh, objective.preview(params, jax.random.key(config.sample.seed), objective.frozen))
-        if workdir is None:
+        if workdir is None or image is None:
             return
         try:
             images.save_grid(workdir / "samples" / f"{step}.png", jax.device_get(image))

@@ -63,25 +63,27 @@ def conditional(predict: PredictGiven, condition: Any, unconditional: Any, scale
 
     Args:
         predict: The network, (x_t [B, ...], t [B], condition) -> [B, ...].
-        condition: Labels or other conditions, a pytree of arrays [B, ...], or [...] for one condition shared by all. None:
-            the network stays unconditional.
-        unconditional: The condition that stands for none, likewise.
+        condition: A pytree of arrays [B, ...], such as labels; a scalar is shared by all. None: the network stays
+            unconditional.
+        unconditional: The condition that stands for none, the same pytree of arrays [...]; beside a condition also [B, ...].
         scale: A number, or [B]. 0 is unconditional, 1 conditional, above 1 guided.
 
     Returns:
-        The Predict. Output channels beyond those of x_t, a learned variance, are not extrapolated but the conditional ones.
+        The Predict. Output channels beyond those of x_t, a learned variance, are the conditional ones.
 
     Raises:
         ValueError: a scale of two dimensions or more; and, when called, a condition and an unconditional one whose shapes
             do not fit.
     """
-    if condition is None or _is(scale, 0) or _is(scale, 1):
-        bound = condition if condition is not None and _is(scale, 1) else unconditional
-        return lambda x_t, t: predict(x_t, t, _one_each(bound, len(x_t)))
+    if condition is None or _is(scale, 0):
+        return lambda x_t, t: predict(x_t, t, jax.tree.map(lambda a: _for_each(a, len(x_t)), unconditional))
+    each = lambda x_t: jax.tree.map(lambda a: a if jnp.ndim(a) else _for_each(a, len(x_t)), condition)  # noqa: E731
+    if _is(scale, 1):
+        return lambda x_t, t: predict(x_t, t, each(x_t))
     scale = _checked_scale(scale)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        both = jax.tree.map(interleave, _one_each(condition, len(x_t)), unconditional)
+        both = jax.tree.map(interleave, each(x_t), unconditional)
         output = predict(jnp.repeat(x_t, 2, axis=0), jnp.repeat(t, 2), both)
         given, none = output[::2], output[1::2]
         out = given + (_scale_at(scale, x_t) - 1) * (given - none)
@@ -218,9 +220,8 @@ def gaussian_likelihood(
 
         -|y - measure(x0)|^2 / (2 (std^2 + r^2)),    r^2 = 1 / (1 / data_std^2 + alpha^2 / sigma^2)
 
-    r is what x0 still varies given x_t (Song et al. 2023, Pseudoinverse-guided diffusion models): with it,
-    guidance is exact for normal data of that standard deviation where `measure` has orthonormal rows, and stable for
-    small std. With data_std = 0 it is plain DPS.
+    r is the standard deviation of x0 given x_t (Song et al. 2023, Pseudoinverse-guided diffusion models): with it, guidance is
+    exact for such normal data if `measure` has orthonormal rows, and stable for small std. data_std = 0 is plain DPS.
 
     Args:
         measure: A differentiable function, [B, ...] -> [B, ...], example by example.
@@ -334,10 +335,9 @@ def _is(scale: ArrayLike, number: int) -> bool:
     return not isinstance(scale, jax.core.Tracer) and np.ndim(scale) == 0 and bool(np.equal(scale, number))
 
 
-def _one_each(tree: Any, batch: int) -> Any:
-    """A pytree of arrays [...] or [B, ...] -> [B, ...]."""
-    is_one_each = lambda a: jnp.ndim(a) > 0 and len(a) == batch  # noqa: E731
-    return jax.tree.map(lambda a: a if is_one_each(a) else jnp.broadcast_to(a, (batch, *jnp.shape(a))), tree)
+def _for_each(a: ArrayLike, batch: int) -> jax.Array:
+    """[...] -> [B, ...], the same for each example."""
+    return jnp.broadcast_to(a, (batch, *jnp.shape(a)))
 
 
 def _scale_at(scale: jax.Array, x_t: jax.Array, level: Level | None = None, interval: Interval | None = None) -> jax.Array:

@@ -29,8 +29,9 @@ def autoencoder(size: int, num_latents: int) -> Objective:
 
     def losses(params, key, step, batch, ids, frozen, memory):
         x = images.to_float(batch["image"]).reshape(-1, size)
-        errors = jnp.mean((reconstruct(params, x) - x) ** 2, axis=1)
-        return errors, jnp.ones_like(errors), {"worst": (errors.max(), jnp.ones(()))}, ()
+        difference = reconstruct(params, x) - x
+        errors = jnp.mean(difference**2, axis=1)
+        return errors, jnp.ones_like(errors), {"bias": (difference.sum(), jnp.asarray(difference.size))}, ()
 
     return Objective(init, losses)
 

@@ -256,5 +256,10 @@ def test_a_condition_is_any_pytree_and_a_learned_variance_stays_the_conditional_
     output = guidance.conditional(network, condition, none, 3.0)(X_T, jnp.full(6, 400))
     np.testing.assert_allclose(output[:, :4], X_T + 3 * tokens.mean(axis=1), atol=1e-5)
     np.testing.assert_allclose(output[:, 4:], jnp.tile(pooled.sum(axis=1)[:, None], (1, 4)), atol=1e-6)
+    shapes = []
+    watched = lambda x, t, c: shapes.append(c["tokens"].shape) or network(x, t, c)  # noqa: E731
+    long = {"tokens": jnp.zeros((6, 4)), "pooled": jnp.zeros(2)}  # as many tokens as examples
+    guidance.conditional(watched, None, long)(X_T, jnp.full(6, 400))
+    assert shapes == [(6, 6, 4)]
     with pytest.raises(ValueError, match="scale: expected a number or shape"):
         guidance.conditional(network, condition, none, jnp.ones(5))(X_T, jnp.full(6, 400))

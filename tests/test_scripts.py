@@ -97,7 +97,11 @@ def test_the_papers_experiments_are_drawn(trained, tmp_path):
     workdir, _ = trained
     draw = lambda *args: run("sample.py", "--workdir", workdir, "--out", tmp_path, "--num", 3, *args)  # noqa: E731
     sizes = {"film": (5, 3), "shared": (2, 2), "interpolate": (13, 3), "slerp": (4, 1), "coding": (5, 3)}
-    options = {"film": (5, "--guidance", 2), "shared": (500, "--sampler", "ddpm"), "interpolate": (500, "--label", 3)}
+    options = {
+        "film": (5, "--guidance", 2),
+        "shared": (500, "--sampler", "ddpm", "--label", 3, "--guidance", 2),
+        "interpolate": (500, "--label", 3),
+    }
     options |= {"slerp": (2, "--label", 3), "coding": (4,)}
     for name, (columns, rows) in sizes.items():
         result = draw(f"--{name}", *options[name])

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import jax
 import tyro
 
 from ddpm_jax.devices.compiler import keep_programs
@@ -100,8 +101,9 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)
     except Exception:
+        if not jax.distributed.is_initialized():
+            raise
         traceback.print_exc(file=sys.__stderr__)
-        sys.stdout.flush()
         os._exit(1)  # or JAX would wait for the run's other processes, and they for this one
 
 

@@ -61,7 +61,8 @@ def bind(
         config: Says what the network was trained to predict.
         network, schedule, params: The model.
         clip: Whether x0 is clipped to [-1, 1].
-        labels: Integers [B]; negative ones are unconditional, and None makes all so. Ignored by an unconditional network.
+        labels: Integers [B], or one for all; negative ones are unconditional, and None makes all so. Ignored by an
+            unconditional network.
         scale: Classifier-free guidance scale.
     """
     none = config.network.num_classes

@@ -8,15 +8,14 @@ import fcntl
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddpm_jax._version import __version__
 from ddpm_jax.config import Config, changes, from_dict
 from ddpm_jax.config.cli import UsageError, blame
+from ddpm_jax.devices import distributed
 from ddpm_jax.devices.files import atomic_write
-
-if TYPE_CHECKING:
-    from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.checkpoints import Checkpoints
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
@@ -96,8 +95,6 @@ def restore(
     Raises:
         UsageError: it was begun with another config or other images, or cannot be read.
     """
-    from ddpm_jax.devices import distributed  # here, for --help is answered without jax
-
     with blame("--workdir"):
         latest = distributed.of_first(lambda: -1 if checkpoints.latest is None else checkpoints.latest)
         if latest < 0:

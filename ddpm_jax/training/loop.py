@@ -103,9 +103,8 @@ def train(
         record.take_rows(*previous)
         previous = None
         with record.out_of_time():
-            params = sharding.copies(mesh, state.params if average is None else state.ema[average]) if due else None
-            for function in due:
-                function(step, params)
+            if due:
+                _call(due, step, sharding.copies(mesh, state.params if average is None else state.ema[average]))
             if snapshots.is_due(step):
                 snapshots.save(step, state)
             if ending or saver.is_due(step):
@@ -115,6 +114,11 @@ def train(
     is_saved = saver.finish(step, state)
     _raise_if_ended_early(step, num_steps, feed.ended, preemption.number, is_saved)
     return state
+
+
+def _call(hooks: Sequence[Callable[[int, Any], None]], step: int, params: Any) -> None:
+    for hook in hooks:
+        hook(step, params)
 
 
 def _raise_if_ended_early(step: int, num_steps: int, no_data: Ended | None, number: int | None, is_saved: bool) -> None:

@@ -108,7 +108,7 @@ class Record:
             writer.flush()
 
     def _add(self, now: dict[str, Any]) -> None:
-        figures = {name: (now[name], 1) for name in ("loss", "grad_norm")} | now["objective"]
+        figures = now["objective"] | {name: (now[name], 1) for name in ("loss", "grad_norm")}
         for name, sum_and_count in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + np.array(sum_and_count, np.float64)
 
@@ -136,7 +136,7 @@ class Record:
 
 def _by_name(sums: dict[str, Any]) -> dict[str, Any]:
     """Sums and counts by the names of the metrics, also from a checkpoint of version 0.1, which kept them otherwise."""
-    if "num" not in sums:
+    if "quarter_losses" not in sums:
         return sums
     quarters = zip(sums["quarter_losses"], sums["quarter_counts"], strict=True)
     means = {name: (sums[name], sums["num"]) for name in ("loss", "grad_norm")}

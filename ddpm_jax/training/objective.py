@@ -33,7 +33,7 @@ class Objective(NamedTuple):
             is minimised; metrics; and what `remember` is given, a pytree of arrays [B, ...]. The batch is one microbatch of
             the global batch, ids the global indices of its examples. All randomness follows from (key, step, ids), so that
             devices and microbatches change nothing.
-        preview: (params, key, frozen) -> images to look at, uint8 [N, H, W, C]; params are the average to sample with.
+        preview: (params, key, frozen) -> images to look at, uint8 [N, H, W, C], or None; params are the average to sample with.
         remember: (memory, noted of the global batch) -> memory, after each step that was finite.
         frozen: Arrays that are read, never trained or saved, such as a teacher's parameters.
         memory: What the first step remembers, a pytree of arrays; it is saved as part of the training state.

@@ -1,6 +1,7 @@
 import json
 import signal
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -330,3 +331,21 @@ def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch)
     recorder.full = False
     assert saver.finish(121, state(121))
     assert checkpoints.saved[-1] == 121
+
+
+def test_an_objectives_metrics_do_not_hide_the_loops_own():
+    """Names are the objective's to choose; its `num` is not taken for the count that version 0.1 kept."""
+    recorder = Recorder()
+    record = Record(recorder, [recorder], 1, 10, 4)
+    now = {"loss": 2.0, "grad_norm": 1.0, "param_norm": 1.0, "learning_rate": 0.1, "skipped": 0, "skipped_in_a_row": 0}
+    record.take(1, now | {"is_finite": True, "objective": {"loss": (50.0, 1), "num": (6.0, 2)}})
+    assert (recorder.written[1]["loss"], recorder.written[1]["num"]) == (2.0, 3.0)
+    record = Record(recorder, [recorder], 2, 10, 4, {"loss": [1.0, 1], "grad_norm": [1.0, 1], "num": [6.0, 2]})
+    record.take(2, now | {"is_finite": True, "objective": {"num": (1.0, 1)}})
+    assert (recorder.written[2]["loss"], recorder.written[2]["num"]) == (1.5, 7 / 3)
+
+
+def test_no_copy_of_the_average_stays_after_a_hook():
+    held = []
+    _, *_ = run(num_steps=9, draw=lambda step, params: held.append(weakref.ref(params)) if step < 9 else held.append(held[0]()))
+    assert held[1] is None
