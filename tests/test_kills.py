@@ -9,17 +9,17 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def test_twelve_kills_and_two_signals_change_no_bit(tmp_path):
+def test_two_kills_and_two_signals_change_no_bit(tmp_path):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-    command = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--kills", "12"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--kills", "2"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["kills"] == {"save": 4, "step": 4, "start": 4}
+    assert found["kills"] == {"save": 1, "step": 1}
     assert found["lines"] == found["steps"]
     assert found["arrays"] > 50
     assert (found["differing"], found["same_lines"]) == ([], True)
