@@ -210,7 +210,7 @@ def experiment(options: Options, config: Config, model: LoadedRun, out: pathlib.
     figure: Callable[[int], jax.Array] = getattr(Experiment(options, config, model), name)
     with blame(f"--{name}"):
         if name in ("shared", "interpolate", "coding"):
-            schedules.require_discrete(model.schedule, f"--{name}")
+            schedules.require_discrete(model.schedule, "this figure")
         rows = jax.device_get(images.to_uint8(figure(getattr(options, name))))
     with blame("--out"):
         out.mkdir(parents=True, exist_ok=True)

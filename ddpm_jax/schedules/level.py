@@ -54,7 +54,8 @@ def log_snr_range(schedule: HasLevels, cleanest: float = 1e-3) -> tuple[float, f
         schedule: Its steps, or in continuous time t = 1 and t = cleanest.
         cleanest: A time in (0, 1), in continuous time; 1/1000 is the first of 1,000 steps.
     """
-    level = schedule.level(np.array([cleanest, 1.0]) if schedule.num_steps is None else np.arange(schedule.num_steps))
+    with jax.ensure_compile_time_eval():  # known numbers, also within a compiled function
+        level = schedule.level(np.array([cleanest, 1.0]) if schedule.num_steps is None else np.arange(schedule.num_steps))
     with np.errstate(divide="ignore"):
         log_snr = 2 * (np.log(np.asarray(level.alpha, np.float64)) - np.log(np.asarray(level.sigma, np.float64)))
     finite = log_snr[np.isfinite(log_snr)]

@@ -84,9 +84,9 @@ def test_training_finds_a_whole_state_of_step_0(imported):
     """All that train.py asks of a workdir: a config that it accepts, and a checkpoint of the state that it would make."""
     config = read_config(["--config", str(imported / "config.json"), "--train.batch_size", "2"], ROOT, "digits", "")
     assert config.workdir == str(imported)
-    network = factory.make_network(config, (8, 8, 3))
+    objective = factory.make_objective(config, (8, 8, 3))
     optimizer = factory.make_optimizer(config.optimizer, factory.make_learning_rate(config.optimizer, 10))
-    init = functools.partial(state.init_state, jax.random.key(0), network, optimizer, (8, 8, 3))
+    init = functools.partial(state.init_state, jax.random.key(0), objective, optimizer)
     abstract = sharding.abstract(init, sharding.replicated(sharding.make_mesh()))
     with Checkpoints(imported / "checkpoints") as checkpoints:
         assert checkpoints.latest == 0
