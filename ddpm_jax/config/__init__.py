@@ -1,7 +1,7 @@
 """What can be set, and how it is read.
 
 A config file defines `get_config()`, which returns one frozen Config; `--train.num_steps 100` overrides a field of it.
-Only this folder, factory.py and the scripts know Config; everything else takes plain arguments.
+Only this folder, `factory`, `runs.workdir` and the scripts know Config; everything else takes plain arguments.
 """
 
 from ddpm_jax.config.checks import changes, check, check_seed, everies

@@ -1,1 +1,1 @@
-"""Where images come from (sources.py), are decoded once (kept.py), and reach the device in batches (pipeline.py)."""
+"""Where images come from (sources, files, tfds), are decoded once (cache), and reach the devices in batches (pipeline)."""

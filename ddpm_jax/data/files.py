@@ -59,6 +59,7 @@ def folder(path: str | PathLike[str], image_size: int) -> Source:
 
 
 def check_image_size(source: str, image_size: int) -> None:
+    """Raises ValueError, naming the source, for a size below 1."""
     if image_size < 1:
         raise ValueError(f"{source}: expected an image_size of at least 1, received {image_size}")
 

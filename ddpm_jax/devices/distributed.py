@@ -25,7 +25,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
       stderr says beforehand who is expected.
     - If another process is killed, after `HEARTBEAT` seconds, or at once if it was process 0; also while this one waits for a
       collective.
-    - If another process raises an exception, it first waits for all at its exit; after five minutes JAX aborts them all.
+    - If another process raises an exception, it first waits for all at its exit; after five minutes JAX aborts them all. The
+      scripts end such a process at once (`config.cli.run_script`), so that the others follow as if it had been killed.
 
     Args:
         coordinator: Address and port of process 0.
