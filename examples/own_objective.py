@@ -36,7 +36,7 @@ def autoencoder(size: int, num_latents: int) -> Objective:
     return Objective(init, losses)
 
 
-def main(num_steps: int = 2000) -> tuple[Objective, dict]:
+def main(num_steps: int = 600) -> tuple[Objective, dict]:
     """Trains it; returns the objective and the averaged parameters."""
     objective, key = autoencoder(size=64, num_latents=8), jax.random.key(0)
     learning_rate = optax.cosine_decay_schedule(1e-2, num_steps)
@@ -46,7 +46,7 @@ def main(num_steps: int = 2000) -> tuple[Objective, dict]:
     batches = pipeline.iterate(pipeline.batches(sources.digits(), 128, seed=0))
     for step in range(1, num_steps + 1):
         state, metrics = train_step(state, next(batches), objective.frozen)
-        if step % 500 == 0:
+        if step % 150 == 0:
             print(f"step {step}  loss {metrics['loss']:.4f}")
     batches.close()
     return objective, state.ema["decay"]
