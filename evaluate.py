@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ddpm_jax import factory, schedules
 from ddpm_jax.config import Data, Diffusion, check_seed
-from ddpm_jax.config.cli import UsageError, blame, parse, run_script
+from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
 from ddpm_jax.data.sources import Source
 from ddpm_jax.devices import compiler
 from ddpm_jax.evaluation import likelihood, plots
@@ -62,11 +62,11 @@ def main(argv: Sequence[str]) -> None:
 
     # The model and the images.
     compiler.divide_cores(options.batch_size)
-    with blame("--workdir"):
+    with as_usage_error("--workdir"):
         model = factory.load(options.workdir, options.ema, options.checkpoint)
     data = held_out(model.config.data, options, model.image_shape)
     source = factory.make_source(data)
-    with blame("--path"):
+    with as_usage_error("--path"):
         if source[0]["image"].shape != model.image_shape:
             raise ValueError(f"expected images of {model.image_shape}, as in training, received {source[0]['image'].shape}")
     if source.num_classes is not None:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     name, measure, settings = measurement(options, model, source, num)
     settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(data), "num": num} | settings
     folder, found = pathlib.Path(options.workdir) / "evaluation", []
-    with blame("--workdir"):
+    with as_usage_error("--workdir"):
         folder.mkdir(exist_ok=True)
     with tqdm(total=num, unit="image", disable=None) as bar:
         batches = range(-(-num // options.batch_size))

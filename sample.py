@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from ddpm_jax import factory, likelihood, schedules
 from ddpm_jax.config import Config, Grid, Method, check_seed
-from ddpm_jax.config.cli import UsageError, blame, parse, run_script
+from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
 from ddpm_jax.data import images
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.devices import compiler, sharding
 from ddpm_jax.factory import LoadedRun
 from ddpm_jax.pipelines.image import ImageEdit
-from ddpm_jax.runs.sample_folder import Gallery
+from ddpm_jax.runs.sample_folder import SampleFolder
 from ddpm_jax.samplers import Sampler, interpolation
 from ddpm_jax.samplers.base import initial_noise
 from ddpm_jax.schedules import Level
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     is_experiment = any(getattr(options, name) is not None for name in EXPERIMENTS)
     if not is_experiment:
         compiler.divide_cores(batch_size)
-    with blame("--workdir"):
+    with as_usage_error("--workdir"):
         model = factory.load(options.workdir, options.ema, options.checkpoint)
     config = with_options(model.config, options)
     edit = read_edit(options, model.image_shape)
@@ -107,15 +107,15 @@ def main(argv: Sequence[str]) -> None:
     numbers = range(options.first, options.first + options.num)
     decides: dict[str, Any] = {part: dataclasses.asdict(getattr(config, part)) for part in ("network", "diffusion", "sample")}
     decides |= {"seed": options.seed, "weights": fingerprint((model.params, edit))}
-    with blame("--out"):
-        gallery = Gallery(out, decides, numbers, batch_size)
+    with as_usage_error("--out"):
+        gallery = SampleFolder(out, decides, numbers, batch_size)
     draw = compiler.compiled(draw, "the sampler", tqdm.write)
     for batch in tqdm(gallery.missing, unit="batch", disable=None):
         ids = sharding.put_ids(model.mesh, gallery.numbers(batch))
         image = jax.device_get(draw(jax.random.key(options.seed), model.params, ids))
-        with blame("--out"):
+        with as_usage_error("--out"):
             gallery.add(batch, image)
-    with blame("--out"):
+    with as_usage_error("--out"):
         gallery.finish(options.png)
     files = f"{out / 'grid.png'}, {out / 'samples.npz'}"
     print(f"{options.num} images from step {model.step} of {options.workdir}, {model.average}: {files}")
@@ -208,11 +208,11 @@ def experiment(options: Options, config: Config, model: LoadedRun, out: pathlib.
     """Writes the figure that was asked for."""
     (name,) = (name for name in EXPERIMENTS if getattr(options, name) is not None)
     figure: Callable[[int], jax.Array] = getattr(Experiment(options, config, model), name)
-    with blame(f"--{name}"):
+    with as_usage_error(f"--{name}"):
         if name in ("shared", "interpolate", "coding"):
             schedules.require_discrete(model.schedule, "this figure")
         rows = jax.device_get(images.to_uint8(figure(getattr(options, name))))
-    with blame("--out"):
+    with as_usage_error("--out"):
         out.mkdir(parents=True, exist_ok=True)
     if name == "film":
         images.save_film(out / "film.gif", rows.swapaxes(0, 1))
@@ -248,11 +248,11 @@ def read_edit(options: Options, image_shape: tuple[int, int, int]) -> ImageEdit 
     """What to start from in place of noise, or None. Raises UsageError for files that do not fit."""
     if options.init_image is None:
         return None
-    with blame("--init-image"):
+    with as_usage_error("--init-image"):
         image = images.load(options.init_image, image_shape) / np.float32(127.5) - 1
     if options.inpaint is None:
         return ImageEdit(image, strength=0.5 if options.strength is None else options.strength)
-    with blame("--inpaint"):
+    with as_usage_error("--inpaint"):
         return ImageEdit(image, images.load(options.inpaint, (*image_shape[:2], 1)) / np.float32(255))
 
 

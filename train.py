@@ -11,8 +11,8 @@ from grain import MapDataset
 from jax.sharding import Mesh
 
 from ddpm_jax import factory
-from ddpm_jax.config import Config, check, everies, read_config
-from ddpm_jax.config.cli import blame, run_script
+from ddpm_jax.config import Config, check, intervals, read_config
+from ddpm_jax.config.cli import as_usage_error, run_script
 from ddpm_jax.data import images, pipeline
 from ddpm_jax.data.sources import Source
 from ddpm_jax.devices import distributed, sharding
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
     # The data, the objective, and the step.
     source = factory.make_source(config.data)
-    with blame("--data"):
+    with as_usage_error("--data"):
         image_shape = source[0]["image"].shape
     factory.check_labels(config.network, source)
     mesh, key = sharding.make_mesh(), jax.random.key(config.train.seed)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     init = functools.partial(init_state, key, objective, optimizer, averages)
     shapes, layout = place(config, init, mesh)
     if config.train.tensorboard:
-        with blame("--train.tensorboard"):
+        with as_usage_error("--train.tensorboard"):
             metric_writers.require_tensorboard()
 
     with contextlib.ExitStack() as stack:
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
 def join(config: Config) -> bool:
     """Joins the other processes of the run, if there are any; returns whether this is the first."""
     devices = config.devices
-    with blame("--devices"):
+    with as_usage_error("--devices"):
         return distributed.join(
             devices.coordinator, devices.num_processes, devices.process_id, devices.cluster, devices.timeout
         )
@@ -103,9 +103,9 @@ def join(config: Config) -> bool:
 
 def read_batches(config: Config, source: Source, mesh: Mesh) -> MapDataset:
     """This process's part of each batch."""
-    with blame("--train.batch_size"):
+    with as_usage_error("--train.batch_size"):
         sharding.check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
-    with blame("--data"):
+    with as_usage_error("--data"):
         return pipeline.batches(
             source, config.train.batch_size, config.train.seed,
             process_index=jax.process_index(), process_count=jax.process_count(),
@@ -114,11 +114,11 @@ def read_batches(config: Config, source: Source, mesh: Mesh) -> MapDataset:
 
 def place(config: Config, init: Callable[[], TrainState], mesh: Mesh) -> tuple[Any, Any]:
     """The shapes of the state, and where each array lives."""
-    with blame("--network"):
+    with as_usage_error("--network"):
         shapes = jax.eval_shape(init)
     if config.devices.state == "replicated":
         return shapes, sharding.replicated(mesh)
-    with blame("--devices.axes"):
+    with as_usage_error("--devices.axes"):
         return shapes, sharding.divided(mesh, shapes, config.devices.axes)
 
 
@@ -133,7 +133,7 @@ def open_record(
     """The record of the run from a step on; writes into the workdir, if this process has one, until the stack closes."""
     outputs = []
     if workdir is not None:
-        with blame("--workdir"):
+        with as_usage_error("--workdir"):
             outputs = metric_writers.make_writers(workdir, step, config.train.tensorboard)
             write_config(workdir, config)
     for output in outputs:
@@ -146,7 +146,7 @@ def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal:
     """Says what is about to be trained on what; returns the steps per dispatch."""
     steps_per_call = config.train.steps_per_call
     if steps_per_call is None:
-        steps_per_call = loop.default_steps_per_call(everies(config).values())
+        steps_per_call = loop.default_steps_per_call(intervals(config).values())
     terminal.say(
         f"{config.workdir}: {num_params(state.params):,} parameters, {data}, {mesh.size} x {jax.devices()[0].device_kind}, "
         f"from step {int(state.step)} to {config.train.num_steps}"

@@ -4,7 +4,7 @@ A config file defines `get_config()`, which returns one frozen Config; `--train.
 Only this folder, `factory`, `runs.workdir` and the scripts know Config; everything else takes plain arguments.
 """
 
-from ddpm_jax.config.checks import changes, check, check_seed, everies
+from ddpm_jax.config.checks import changes, check, check_seed, intervals
 from ddpm_jax.config.reading import from_dict, read_config
 from ddpm_jax.config.schema import (
     Checkpoint,
@@ -23,6 +23,23 @@ from ddpm_jax.config.schema import (
 )
 
 __all__ = [
-    "Checkpoint", "Config", "Data", "Devices", "Diffusion", "Ema", "Grid", "Loss", "Method", "Network", "Optimizer",
-    "Sample", "Train", "changes", "check", "check_seed", "everies", "from_dict", "read_config",
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Devices",
+    "Diffusion",
+    "Ema",
+    "Grid",
+    "Loss",
+    "Method",
+    "Network",
+    "Optimizer",
+    "Sample",
+    "Train",
+    "changes",
+    "check",
+    "check_seed",
+    "from_dict",
+    "intervals",
+    "read_config",
 ]  # fmt: skip

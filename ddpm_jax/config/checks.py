@@ -34,7 +34,7 @@ def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
     return allowed, refused
 
 
-def everies(config: Config) -> dict[str, int]:
+def intervals(config: Config) -> dict[str, int]:
     """The fields that say what is done every so many steps, with their values."""
     names = ["train.log_every", "train.sample_every", "checkpoint.every", *(["ema.snapshot_every"] if config.ema.power else [])]
     return {name: options(config)[name] for name in names}
@@ -72,7 +72,7 @@ def check(config: Config) -> None:
     for name, value in positive.items():
         if not value > 0:
             raise UsageError(f"--{name}: expected a positive number, received {value}")
-    for name, every in everies(config).items():
+    for name, every in intervals(config).items():
         if config.train.steps_per_call is not None and every % config.train.steps_per_call:
             raise UsageError(
                 f"--train.steps_per_call: expected a divisor of --{name} {every}, received {config.train.steps_per_call}"

@@ -70,7 +70,7 @@ def options(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def blame(option: str) -> Iterator[None]:
+def as_usage_error(option: str) -> Iterator[None]:
     """Turns errors of what is built from an option into a UsageError that names it."""
     try:
         yield

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ddpm_jax.config.cli import UsageError, blame, parse
+from ddpm_jax.config.cli import UsageError, as_usage_error, parse
 from ddpm_jax.config.schema import Config
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def read_config(argv: Sequence[str], configs: pathlib.Path, default: str, descri
         known = sorted(file.stem for file in configs.glob("*.py"))
         raise UsageError(f"--config: expected a file.py or one of {', '.join(known)}, received {name}")
     if files[0].suffix == ".json":
-        with blame("--config"):
+        with as_usage_error("--config"):
             return parse(from_dict(json.loads(files[0].read_text())), rest, description)
     spec = importlib.util.spec_from_file_location(files[0].stem, files[0])
     assert spec is not None and spec.loader is not None

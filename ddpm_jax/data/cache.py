@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ddpm_jax.data.sources import Source
 
 
-class Kept:
+class CachedSource:
     """A source whose items, taken in batches, are decoded once and kept in memory where all of them find room.
 
     Args:

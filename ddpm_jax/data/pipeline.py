@@ -8,7 +8,7 @@ import threading
 import grain
 import numpy as np
 
-from ddpm_jax.data.cache import Kept, stacked
+from ddpm_jax.data.cache import CachedSource, stacked
 from ddpm_jax.data.sources import Arrays, Source
 
 
@@ -70,7 +70,7 @@ def batches(
 
 def _read(source: Source, numbers: np.ndarray) -> dict[str, np.ndarray]:
     """The examples of these numbers [B], at once where that can be, which halves the time."""
-    if isinstance(source, Arrays | Kept):
+    if isinstance(source, Arrays | CachedSource):
         return source.take(numbers)
     return stacked(source, numbers)
 

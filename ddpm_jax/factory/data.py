@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 from ddpm_jax.config import Data, Network
-from ddpm_jax.config.cli import UsageError, blame
+from ddpm_jax.config.cli import UsageError, as_usage_error
 from ddpm_jax.data import files, sources, tfds
-from ddpm_jax.data.cache import Kept
+from ddpm_jax.data.cache import CachedSource
 
 T = TypeVar("T")
 
@@ -16,19 +16,19 @@ def make_source(data: Data) -> sources.Source:
     """The images. Raises UsageError where they are missing or not as expected."""
     match data.source:
         case "digits":
-            with blame("--data.split"):
+            with as_usage_error("--data.split"):
                 return sources.digits(data.split)
         case "npz":
-            with blame("--data.path"):
+            with as_usage_error("--data.path"):
                 return sources.npz(given(data.path, "--data.path", "an .npz file"))
         case "folder":
             size = given(data.image_size, "--data.image_size", "the size to bring images to")
-            with blame("--data.path"):
-                return Kept(files.folder(given(data.path, "--data.path", "a folder of images"), size))
+            with as_usage_error("--data.path"):
+                return CachedSource(files.folder(given(data.path, "--data.path", "a folder of images"), size))
         case "tfds":
             name = given(data.name, "--data.name", "a data set such as cifar10")
-            with blame("--data.name"):
-                return Kept(tfds.tfds(name, data.split, data.data_dir, data.image_size))
+            with as_usage_error("--data.name"):
+                return CachedSource(tfds.tfds(name, data.split, data.data_dir, data.image_size))
     raise UsageError(f"--data.source: expected digits, npz, folder or tfds, received {data.source}")
 
 

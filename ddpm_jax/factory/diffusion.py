@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import losses, schedules
 from ddpm_jax.config import Diffusion, Loss
-from ddpm_jax.config.cli import UsageError, blame
+from ddpm_jax.config.cli import UsageError, as_usage_error
 from ddpm_jax.losses import LossOf, timesteps, weightings
 from ddpm_jax.losses.timesteps import DrawTimes
 from ddpm_jax.schedules import HasLevels
@@ -24,12 +24,12 @@ def make_schedule(diffusion: Diffusion) -> HasLevels:
     match diffusion.schedule:
         case "continuous_linear":
             _check_continuous(diffusion)
-            with blame("--diffusion.beta_start"):
+            with as_usage_error("--diffusion.beta_start"):
                 return schedules.continuous.linear_vp(num_steps * betas[0], num_steps * betas[1])
         case "continuous_cosine":
             _check_continuous(diffusion)
             return schedules.continuous.cosine()
-    with blame("--diffusion.num_steps"):
+    with as_usage_error("--diffusion.num_steps"):
         schedule = _discrete_schedule(diffusion)
         return schedules.zero_terminal_snr(schedule) if diffusion.zero_terminal_snr else schedule
 

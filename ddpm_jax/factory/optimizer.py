@@ -5,7 +5,7 @@ from __future__ import annotations
 import optax
 
 from ddpm_jax.config import Ema, Optimizer
-from ddpm_jax.config.cli import UsageError, blame
+from ddpm_jax.config.cli import UsageError, as_usage_error
 from ddpm_jax.training import ema
 from ddpm_jax.training.optimizers import clip
 
@@ -34,9 +34,9 @@ def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Share]:
     made = {}
     if averages.decay is not None:
         made["decay"] = ema.exponential(averages.decay, averages.warmup)
-    with blame("--ema.half_life"):
+    with as_usage_error("--ema.half_life"):
         made |= {f"half_life_{n:.10g}": ema.half_life(n, batch_size, averages.warmup) for n in averages.half_life}
-    with blame("--ema.power"):
+    with as_usage_error("--ema.power"):
         made |= {power_name(width): ema.power(width) for width in averages.power}
     if not made:
         raise UsageError("--ema.decay: expected a number where there is no other average, received None")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import networks, samplers
 from ddpm_jax.config import Config, Diffusion, Network, Sample
-from ddpm_jax.config.cli import UsageError, blame
+from ddpm_jax.config.cli import UsageError, as_usage_error
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.factory.network import bind
 from ddpm_jax.pipelines import image
@@ -27,7 +27,7 @@ def make_sampler(sample: Sample, diffusion: Diffusion, schedule: HasLevels) -> S
                 raise UsageError("--sample.variance: expected fixed_small or fixed_large, for this model has not learned one")
             return samplers.ddpm((sample.variance or diffusion.variance).removesuffix("_raw"))
         case "ddim":
-            with blame("--sample.eta"):
+            with as_usage_error("--sample.eta"):
                 return samplers.ddim(sample.eta)
         case "euler":
             return samplers.euler()
@@ -40,7 +40,7 @@ def make_sampler(sample: Sample, diffusion: Diffusion, schedule: HasLevels) -> S
         case "dpm_solver_pp_2s":
             return samplers.dpm_solver_pp_2s(schedule)
     few = sample.steps is not None and sample.steps < 15  # where the last steps are steadier at lower orders
-    with blame("--sample.order"):
+    with as_usage_error("--sample.order"):
         match sample.sampler:
             case "dpm_solver_pp":
                 return samplers.dpm_solver_pp(sample.order, lower_order_final=few)
@@ -58,7 +58,7 @@ def make_levels(sample: Sample, diffusion: Diffusion, schedule: HasLevels) -> Le
     fractional = sample.grid in ("log_snr", "karras", "exponential") or sample.sampler == "dpm_solver_pp_2s"
     if fractional and (diffusion.prediction == "mean" or diffusion.variance == "learned_raw"):
         raise UsageError("--sample.grid: expected whole times, for this model knows its schedule's own alone")
-    with blame("--sample.steps"):
+    with as_usage_error("--sample.steps"):
         if sample.grid in grids.SPACINGS:
             return grids.spaced(schedule, sample.steps, sample.grid)
         of_schedule = grids.CONTINUOUS_STEPS if schedule.num_steps is None else schedule.num_steps
@@ -122,10 +122,10 @@ def make_generator(
     sampler = make_sampler(config.sample, config.diffusion, schedule)
     levels = make_levels(config.sample, config.diffusion, schedule)
     labels = make_labels(config.sample, config.network)
-    with blame("--sample.steps"):
+    with as_usage_error("--sample.steps"):
         sampler.plan(levels)
     if edit is not None:
-        with blame("--inpaint" if edit.mask is not None else "--strength"):
+        with as_usage_error("--inpaint" if edit.mask is not None else "--strength"):
             image.check_edit(edit, sampler, levels)
 
     def denoise_of(params: Any, ids: jax.Array) -> Denoise:

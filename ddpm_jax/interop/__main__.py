@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from ddpm_jax.config import Config, Data, Diffusion, Network, Sample
-from ddpm_jax.config.cli import UsageError, blame, options, parse, run_script
+from ddpm_jax.config.cli import UsageError, as_usage_error, options, parse, run_script
 from ddpm_jax.runs.workdir import claim, describe, write_config
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def import_model(argv: Sequence[str]) -> None:
     from ddpm_jax.runs.checkpoints import Checkpoints
     from ddpm_jax.training.state import begin, num_params
 
-    with blame("FOLDER"):
+    with as_usage_error("FOLDER"):
         model = diffusers.load(given.folder)
     config = config_of(model, given.workdir)
     assert model.image_size is not None
@@ -141,7 +141,7 @@ def export_model(argv: Sequence[str]) -> None:
     from ddpm_jax.interop import diffusers, weights
     from ddpm_jax.networks import UNet, with_label
 
-    with blame("--workdir"):
+    with as_usage_error("--workdir"):
         model = factory.load(given.workdir, "raw" if given.weights == "raw" else None)
     if not isinstance(model.network, UNet):
         raise UsageError(f"--workdir: expected a UNet, received {type(model.network).__name__}")
@@ -149,9 +149,9 @@ def export_model(argv: Sequence[str]) -> None:
     if num_classes is None and given.label is not None:
         raise UsageError(f"--label: expected none, for this model knows no classes, received {given.label}")
     if num_classes is not None and folder.suffix != ".safetensors":
-        with blame("--label"):
+        with as_usage_error("--label"):
             network, params = with_label(network, params, num_classes if given.label is None else given.label)
-    with blame("FOLDER"):
+    with as_usage_error("FOLDER"):
         if folder.suffix == ".safetensors":
             weights.save(folder, network, params)
         else:

@@ -9,9 +9,9 @@ state. docs/benchmarks.md has the measurements.
 |---|---|---|
 | 3x3 convolutions by Winograd's method | 1.28 times as long, but compiles in half the time | 426 instead of 418 MiB |
 | `compiler_options` | 1.29 times as long | 784 instead of 418 MiB |
-| `settle` | | 467 instead of 418 MiB |
+| `barrier` | | 467 instead of 418 MiB |
 
-`settle`, `swish`, `over_images` and `mean_over_space`, with `GroupNorm` and `DoubleConv` in `layers`, took a step from 2.87 to
+`barrier`, `swish`, `over_images` and `mean_over_space`, with `GroupNorm` and `DoubleConv` in `layers`, took a step from 2.87 to
 2.15 s of processor time before Winograd's method was added. At the end of the file is a work-around for GPUs.
 """
 
@@ -41,7 +41,7 @@ def on_cpu() -> bool:
 # Fusion: XLA recomputes an array in each of its uses, some of them sums and transpositions, where that is slow.
 
 
-def settle(x: T) -> T:
+def barrier(x: T) -> T:
     """Has XLA compute x, an array or a tree, once for all of its uses; also its gradient."""
     settled: T = jax.lax.optimization_barrier(x) if on_cpu() else x
     return settled
@@ -57,7 +57,7 @@ def swish(x: jax.Array) -> jax.Array:
 def _swish_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
     sigmoid = nn.sigmoid(x)
-    return x * sigmoid, settle(dx) * (sigmoid * (1 + x * (1 - sigmoid)))
+    return x * sigmoid, barrier(dx) * (sigmoid * (1 + x * (1 - sigmoid)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -81,7 +81,7 @@ def mean_over_space(x: jax.Array) -> jax.Array:
     batch, num, channels = x.shape
     if on_cpu() and num % 8 == 0:
         chunks = x.reshape(batch, 8, num // 8, channels)
-        x = settle(functools.reduce(jnp.add, [chunks[:, i] for i in range(8)]))
+        x = barrier(functools.reduce(jnp.add, [chunks[:, i] for i in range(8)]))
     return x.sum(axis=1) / num
 
 
@@ -161,10 +161,10 @@ def _convolve(
     kernel: jax.Array,
 ) -> jax.Array:
     """Inputs to patches along both axes, kernel to weights, the products of matrices [places, C] by [C, F] to pixels."""
-    rows = settle(patch(x, 1))
-    patches = settle([[d.reshape(-1, x.shape[3]) for d in patch(row, 2)] for row in rows])
-    weights = settle([weigh(list(row)) for row in weigh(list(kernel))])
-    products = settle([[d @ k for d, k in zip(*row, strict=True)] for row in zip(patches, weights, strict=True)])
+    rows = barrier(patch(x, 1))
+    patches = barrier([[d.reshape(-1, x.shape[3]) for d in patch(row, 2)] for row in rows])
+    weights = barrier([weigh(list(row)) for row in weigh(list(kernel))])
+    products = barrier([[d @ k for d, k in zip(*row, strict=True)] for row in zip(patches, weights, strict=True)])
     columns = [join(list(column)) for column in zip(*products, strict=True)]
     pixels = [join(list(row)) for row in zip(*columns, strict=True)]
     batch, height = rows[0].shape[:2]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.networks import cpu
-from ddpm_jax.networks.cpu import mean_over_space, over_images, settle, swish
+from ddpm_jax.networks.cpu import barrier, mean_over_space, over_images, swish
 
 Dtype = jnp.dtype | type
 
@@ -212,7 +212,7 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         """x [B, H, W, C], embedding [B, E], keys [B] or None -> [B, H, W, features], or resampled."""
-        h = settle(GroupNorm(self.num_groups, self.norm_eps, name="norm1")(x, swish))
+        h = barrier(GroupNorm(self.num_groups, self.norm_eps, name="norm1")(x, swish))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         width = (2 if self.time_scale_shift else 1) * self.features
@@ -221,11 +221,11 @@ class ResidualBlock(nn.Module):
         added, scale_shift = (bias, jnp.split(time, 2, axis=-1)) if self.time_scale_shift else (bias + time, None)
         drop = dropout(dropout_keys, "/".join(self.path), self.dropout)
         norm = GroupNorm(self.num_groups, self.norm_eps, name="norm2")
-        h = settle(norm(settle(h), lambda h: drop(swish(h)), added=added, scale_shift=scale_shift))
+        h = barrier(norm(barrier(h), lambda h: drop(swish(h)), added=added, scale_shift=scale_shift))
         h = conv(self.features, self.dtype, scale=0.0, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = conv(self.features, self.dtype, size=1, name="shortcut")(x)
-        return settle(x + h)
+        return barrier(x + h)
 
 
 def dropout(keys: jax.Array | None, name: str, probability: float) -> Callable[[jax.Array], jax.Array]:
@@ -282,7 +282,7 @@ class Attention(nn.Module):
         if channels % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of {channels} channels, received {self.num_heads}")
         h = x if self.num_groups is None else GroupNorm(self.num_groups, self.norm_eps, name="norm")(x)
-        h = settle(h).reshape(batch, height * width, channels)
+        h = barrier(h).reshape(batch, height * width, channels)
 
         def project(name):
             h_projected = nn.Dense(channels, kernel_init=initializer(), dtype=self.dtype, name=name)(h)
@@ -292,7 +292,7 @@ class Attention(nn.Module):
         logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         weights = nn.softmax(logits, axis=-1).astype(self.dtype)
         h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(batch, height, width, channels)
-        return settle(x + nn.Dense(channels, kernel_init=initializer(0.0), dtype=self.dtype, name="output")(h))
+        return barrier(x + nn.Dense(channels, kernel_init=initializer(0.0), dtype=self.dtype, name="output")(h))
 
 
 def downsample(x: jax.Array, dtype: Dtype, symmetric: bool, name: str) -> jax.Array:
@@ -307,7 +307,7 @@ def downsample(x: jax.Array, dtype: Dtype, symmetric: bool, name: str) -> jax.Ar
 
 def upsample(x: jax.Array, dtype: Dtype, name: str) -> jax.Array:
     """Doubles height and width, [B, H, W, C] -> [B, 2H, 2W, C]: nearest neighbour, then a convolution; call inside a module."""
-    return settle(DoubleConv(x.shape[-1], dtype, name=name)(x))
+    return barrier(DoubleConv(x.shape[-1], dtype, name=name)(x))
 
 
 def halve(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.networks import layers
-from ddpm_jax.networks.cpu import settle
+from ddpm_jax.networks.cpu import barrier
 
 MIDDLES = ("attention", "attention_without_norm", "blocks", "none")
 
@@ -114,7 +114,7 @@ class UNet(nn.Module):
         h, skips = self._down(h, embedding, dropout_keys)
         h = self._middle(h, embedding, dropout_keys)
         h = self._up(h, skips, embedding, dropout_keys)
-        h = settle(layers.GroupNorm(self.num_groups, self.norm_eps, name="head_norm")(h, layers.swish))
+        h = barrier(layers.GroupNorm(self.num_groups, self.norm_eps, name="head_norm")(h, layers.swish))
         out_channels = x_t.shape[-1] if self.out_channels is None else self.out_channels
         return layers.conv(out_channels, self.dtype, scale=0.0, name="head")(h).astype(jnp.float32)
 
@@ -150,7 +150,7 @@ class UNet(nn.Module):
     def _up(self, h: jax.Array, skips: list[jax.Array], embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.num_blocks + 1):
-                h = settle(jnp.concatenate([h, skips.pop()], axis=-1))
+                h = barrier(jnp.concatenate([h, skips.pop()], axis=-1))
                 h = self._block(multiplier * self.channels, f"up{level}_{i}")(h, embedding, keys)
                 h = self._attend(h, level, f"up{level}_{i}_attention")
             if level > 0:

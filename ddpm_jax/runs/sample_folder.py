@@ -15,7 +15,7 @@ from ddpm_jax.data import images
 from ddpm_jax.devices.files import atomic_write
 
 
-class Gallery:
+class SampleFolder:
     """The images of some numbers; batch n holds those from n * size on, so that batches are the same whichever are asked for.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ddpm_jax._version import __version__
 from ddpm_jax.config import Config, changes, from_dict
-from ddpm_jax.config.cli import UsageError, blame
+from ddpm_jax.config.cli import UsageError, as_usage_error
 from ddpm_jax.devices import distributed
 from ddpm_jax.devices.files import atomic_write
 from ddpm_jax.runs.checkpoints import Checkpoints
@@ -41,7 +41,7 @@ def refuse_changes(begun_with: Config, config: Config) -> list[str]:
 
 def _compare_with_written(workdir: pathlib.Path, config: Config) -> list[str]:
     written = workdir / "config.json"
-    with blame("--workdir"):
+    with as_usage_error("--workdir"):
         return refuse_changes(from_dict(json.loads(written.read_text())), config) if written.exists() else []
 
 
@@ -60,7 +60,7 @@ def claim(config: Config) -> Iterator[pathlib.Path]:
     """
     workdir = pathlib.Path(config.workdir)
     _compare_with_written(workdir, config)
-    with blame("--workdir"):
+    with as_usage_error("--workdir"):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
     with lock:
@@ -95,7 +95,7 @@ def restore(
     Raises:
         UsageError: it was begun with another config or other images, or cannot be read.
     """
-    with blame("--workdir"):
+    with as_usage_error("--workdir"):
         latest = distributed.of_first(lambda: -1 if checkpoints.latest is None else checkpoints.latest)
         if latest < 0:
             return None, {}

@@ -74,8 +74,8 @@ def analytic_dpm(gamma: ArrayLike, clip: bool = True) -> base.Sampler:
         raise ValueError(f"gamma: expected finite numbers of at least 0, [T], received shape {table.shape}: {table}")
 
     def plan(levels: Level) -> Coefficients:
-        base.refuse_noisier_steps(levels, "analytic_dpm")
-        t, s, r, gain = base.pairs(levels)
+        base.check_decreasing(levels, "analytic_dpm")
+        t, s, r, gain = base.ratios(levels)
         xp = multistep.namespace(gain)
         known = xp.interp(t.t, np.arange(len(table)), table)
         signal = t.alpha > 0

@@ -141,7 +141,7 @@ def split(example_keys: jax.Array | None, num: int) -> list[jax.Array | None]:
     return [jax.vmap(jax.random.fold_in, (0, None))(example_keys, i) for i in range(num)]
 
 
-def ends(levels: Level) -> tuple[Level, Level]:
+def endpoints(levels: Level) -> tuple[Level, Level]:
     """The noisier and the less noisy end, t and s, of every step of a grid [N + 1], each a Level [N].
 
     Where the values are known they come as numpy float64, so that coefficients are computed in it.
@@ -153,18 +153,18 @@ def ends(levels: Level) -> tuple[Level, Level]:
     return Level(*(a[:-1] for a in levels)), Level(*(a[1:] for a in levels))
 
 
-def pairs(levels: Level) -> tuple[Level, Level, Array, Array]:
+def ratios(levels: Level) -> tuple[Level, Level, Array, Array]:
     """t, s, r = (alpha_t sigma_s) / (alpha_s sigma_t) and 1 - r^2, for every step of a grid that goes towards the data.
 
     1 - r^2 = 1 - exp(log_snr_t - log_snr_s) is the share of x_t's noise that the step can remove: every variance and
     weight of Eq. 7 of Ho et al. 2020 is a multiple of it, and no term divides by alpha_t or sigma_s, which may be 0.
     """
-    t, s = ends(levels)
+    t, s = endpoints(levels)
     r = (t.alpha * s.sigma) / (s.alpha * t.sigma)
     return t, s, r, 1 - r**2
 
 
-def refuse_noisier_steps(levels: Level, method: str) -> None:
+def check_decreasing(levels: Level, method: str) -> None:
     """Checks that a grid goes towards the data, step by step, where its values are known.
 
     Raises:
@@ -175,7 +175,7 @@ def refuse_noisier_steps(levels: Level, method: str) -> None:
     _refuse(levels, np.diff(_angle(levels)) >= 0, f"{method} expected every level less noisy than the one before")
 
 
-def refuse_turns(levels: Level, method: str) -> None:
+def check_monotone(levels: Level, method: str) -> None:
     """Checks that a grid goes one way, to the data or to the noise, where its values are known.
 
     Raises:
@@ -187,14 +187,14 @@ def refuse_turns(levels: Level, method: str) -> None:
     _refuse(levels, change * np.sign(change[0]) <= 0, f"{method} expected levels that go one way, all different")
 
 
-def refuse_standing_steps(levels: Level, method: str) -> None:
+def check_distinct(levels: Level, method: str) -> None:
     """Raises ValueError where a step of a grid of known values stays at its noise level."""
     if isinstance(levels.alpha, jax.core.Tracer) or isinstance(levels.sigma, jax.core.Tracer):
         return
     _refuse(levels, np.diff(_angle(levels)) == 0, f"{method} expected neighbouring levels that differ")
 
 
-def refuse_few_steps(levels: Level, num_steps: int, method: str) -> None:
+def check_num_steps(levels: Level, num_steps: int, method: str) -> None:
     """Raises ValueError where a grid has fewer than num_steps steps."""
     if len(levels.alpha) - 1 < num_steps:
         raise ValueError(f"levels: {method} expected at least {num_steps} steps, received {len(levels.alpha) - 1}")

@@ -50,7 +50,7 @@ def churned(levels: Level, churn: Churn, schedule: HasLevels | None) -> tuple[Le
     Returns:
         The Level [N], x_scale [N] and std [N].
     """
-    t, _ = base.ends(levels)
+    t, _ = base.endpoints(levels)
     xp = multistep.namespace(t.alpha)
     if schedule is None or churn.amount == 0:
         return t, xp.ones_like(t.alpha), xp.zeros_like(t.alpha)

@@ -43,10 +43,10 @@ def ddim(eta: float = 0.0) -> base.Sampler:
 
     def plan(levels: Level) -> Coefficients:
         if eta == 0:
-            t, s = base.ends(levels)
+            t, s = base.endpoints(levels)
             return Coefficients(t, s.alpha, s.sigma, 0 * s.sigma)
-        base.refuse_noisier_steps(levels, f"ddim with eta = {eta}")
-        t, s, _, gain = base.pairs(levels)
+        base.check_decreasing(levels, f"ddim with eta = {eta}")
+        t, s, _, gain = base.ratios(levels)
         return Coefficients(t, s.alpha, s.sigma * (1 - eta**2 * gain) ** 0.5, eta * s.sigma * gain**0.5)
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):

@@ -53,8 +53,8 @@ def ddpm(variance: str = "fixed_large") -> base.Sampler:
         raise ValueError(f"variance: expected one of {VARIANCES}, received {variance!r}")
 
     def plan(levels: Level) -> Coefficients:
-        base.refuse_noisier_steps(levels, "ddpm")
-        t, s, r, gain = base.pairs(levels)
+        base.check_decreasing(levels, "ddpm")
+        t, s, r, gain = base.ratios(levels)
         scale = t.sigma * (s.sigma > 0) if variance == "fixed_large" else s.sigma
         xp = jnp if isinstance(r, jax.Array) else np
         log_range = xp.log(t.sigma / xp.where(s.sigma > 0, s.sigma, t.sigma))

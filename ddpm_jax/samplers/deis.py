@@ -42,9 +42,9 @@ def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = Fa
         raise ValueError(f"variable: expected one of {VARIABLES}, received {variable!r}")
 
     def plan(levels: Level) -> multistep.Coefficients:
-        base.refuse_few_steps(levels, order, "deis")
-        base.refuse_turns(levels, "deis")
-        t, s = base.ends(levels)
+        base.check_num_steps(levels, order, "deis")
+        base.check_monotone(levels, "deis")
+        t, s = base.endpoints(levels)
         lam = multistep.half_log_snr(levels)
         xp = multistep.namespace(lam)
         reached = multistep.orders(levels, order, lower_order_final, end_too=variable == "rho")[:, None]

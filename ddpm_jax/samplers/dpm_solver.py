@@ -57,9 +57,9 @@ def dpm_solver_pp(
     method, rate = f"dpm_solver_pp of order {order}", 2 if sde else 1
 
     def plan(levels: Level) -> multistep.Coefficients:
-        base.refuse_few_steps(levels, order, method)
-        (base.refuse_noisier_steps if sde else base.refuse_turns)(levels, method)
-        t, s = base.ends(levels)
+        base.check_num_steps(levels, order, method)
+        (base.check_decreasing if sde else base.check_monotone)(levels, method)
+        t, s = base.endpoints(levels)
         lam = multistep.half_log_snr(levels)
         xp, h = multistep.namespace(lam), lam[1:] - lam[:-1]
         reached = multistep.orders(levels, order, lower_order_final)[:, None]

@@ -51,8 +51,8 @@ def dpm_solver_pp_2s(schedule: HasLevels, variant: str = "midpoint", ratio: floa
         raise ValueError(f"ratio: expected above 0 and below 1, received {ratio}")
 
     def plan(levels: Level) -> Coefficients:
-        base.refuse_standing_steps(levels, "dpm_solver_pp_2s")
-        t, s = base.ends(levels)
+        base.check_distinct(levels, "dpm_solver_pp_2s")
+        t, s = base.endpoints(levels)
         lam = multistep.half_log_snr(levels)
         xp, h = multistep.namespace(lam), lam[1:] - lam[:-1]
         finite = (t.alpha > 0) & (t.sigma > 0) & (s.alpha > 0) & (s.sigma > 0)

@@ -45,9 +45,9 @@ def euler(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Sam
 
     def plan(levels: Level) -> Coefficients:
         if churn.amount > 0:
-            base.refuse_noisier_steps(levels, "euler with churn")
+            base.check_decreasing(levels, "euler with churn")
         level, x_scale, std = churned(levels, churn, schedule)
-        _, s = base.ends(levels)
+        _, s = base.endpoints(levels)
         return Coefficients(level, x_scale, std, s.alpha, s.sigma)
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):

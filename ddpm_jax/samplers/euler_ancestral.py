@@ -31,8 +31,8 @@ def euler_ancestral(eta: float = 1.0, noise: float = 1.0) -> base.Sampler:
         raise ValueError(f"noise: expected at least 0, received {noise}")
 
     def plan(levels: Level) -> multistep.Coefficients:
-        base.refuse_noisier_steps(levels, "euler_ancestral")
-        t, s, _, gain = base.pairs(levels)
+        base.check_decreasing(levels, "euler_ancestral")
+        t, s, _, gain = base.ratios(levels)
         xp = multistep.namespace(gain)
         up = xp.minimum(1.0, eta * gain**0.5)  # in units of rho_s
         eps = s.sigma * (1 - up**2) ** 0.5

@@ -48,9 +48,9 @@ def heun(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Samp
 
     def plan(levels: Level) -> Coefficients:
         if churn.amount > 0:
-            base.refuse_noisier_steps(levels, "heun with churn")
+            base.check_decreasing(levels, "heun with churn")
         t, x_scale, std = churned(levels, churn, schedule)
-        _, s = base.ends(levels)
+        _, s = base.endpoints(levels)
         xp = multistep.namespace(s.alpha)
         two_slopes = (t.alpha > 0) & (s.sigma > 0)
         change = (s.sigma - s.alpha * t.sigma / xp.where(two_slopes, t.alpha, 1.0)) / 2

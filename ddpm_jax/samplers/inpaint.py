@@ -59,8 +59,8 @@ def inpaint(sampler: base.Sampler, known: jax.Array, mask: Array, noise: jax.Arr
         raise ValueError(f"noise: expected shape {known.shape}, received {noise.shape}")
 
     def plan(levels: Level) -> tuple[Any, Level]:
-        base.refuse_noisier_steps(levels, "inpaint")
-        return sampler.plan(levels), base.ends(levels)[1]
+        base.check_decreasing(levels, "inpaint")
+        return sampler.plan(levels), base.endpoints(levels)[1]
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: Any, coefficients: tuple[Any, Level]):
         ours, theirs = base.split(keys, 2)
@@ -94,8 +94,8 @@ def repaint(sampler: base.Sampler, known: jax.Array, mask: Array) -> base.Sample
     mask = checked_mask(mask, known)
 
     def plan(levels: Level) -> Coefficients:
-        base.refuse_standing_steps(levels, "repaint")
-        t, s = base.ends(levels)
+        base.check_distinct(levels, "repaint")
+        t, s = base.endpoints(levels)
         if not isinstance(t.alpha, np.ndarray):
             raise TypeError("levels: repaint expected a grid of known values, received traced ones")
         to_noise = np.arctan2(s.sigma, s.alpha) > np.arctan2(t.sigma, t.alpha)

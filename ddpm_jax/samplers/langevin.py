@@ -49,7 +49,7 @@ def langevin(predictor: base.Sampler, snr: float = 0.16, num_corrections: int = 
         raise ValueError(f"num_corrections: expected at least 1, received {num_corrections}")
 
     def plan(levels: Level) -> Coefficients:
-        t, _ = base.ends(levels)
+        t, _ = base.endpoints(levels)
         return Coefficients(predictor.plan(levels), t, t.sigma > 0)
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: Any, c: Coefficients):

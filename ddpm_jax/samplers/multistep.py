@@ -110,7 +110,7 @@ def namespace(a: Array) -> Any:
 
 def half_log_snr(levels: Level) -> Array:
     """lambda = log(alpha / sigma) of Lu et al. 2022, [N + 1]; plus or minus FARTHEST where alpha or sigma is 0."""
-    t, s = base.ends(levels)
+    t, s = base.endpoints(levels)
     xp = namespace(t.alpha)
     alpha, sigma = (xp.concatenate([a[:1], b]) for a, b in ((t.alpha, s.alpha), (t.sigma, s.sigma)))
     finite = (alpha > 0) & (sigma > 0)
@@ -134,7 +134,7 @@ def orders(levels: Level, order: int, lower_order_final: bool, end_too: bool = F
     possible = np.minimum(order, 1 + np.arange(num_steps))
     if lower_order_final:
         possible = np.minimum(possible, num_steps - np.arange(num_steps))
-    t, s = base.ends(levels)
+    t, s = base.endpoints(levels)
     xp = namespace(t.alpha)
     usable = (s.alpha > 0) & ((s.sigma > 0) | end_too)
     history = (t.alpha > 0) & (t.sigma > 0)

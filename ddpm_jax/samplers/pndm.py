@@ -44,9 +44,9 @@ def pndm(start: str = "multistep", lower_order_final: bool = False) -> base.Samp
         raise ValueError(f"start: expected one of {STARTS}, received {start!r}")
 
     def plan_multistep(levels: Level) -> multistep.Coefficients:
-        base.refuse_few_steps(levels, 4, "pndm")
-        base.refuse_turns(levels, "pndm")
-        t, s = base.ends(levels)
+        base.check_num_steps(levels, 4, "pndm")
+        base.check_monotone(levels, "pndm")
+        t, s = base.endpoints(levels)
         xp = multistep.namespace(t.alpha)
         order = multistep.orders(levels, 4, lower_order_final, end_too=True)
         past = transfer(xp, t, s)[1][:, None] * xp.asarray(ADAMS_BASHFORTH)[order - 1, 1:]
@@ -54,11 +54,11 @@ def pndm(start: str = "multistep", lower_order_final: bool = False) -> base.Samp
         return multistep.multistep(t, 0 * s.alpha, past, s.alpha, s.sigma - past.sum(1), "eps", 0 * s.alpha)
 
     def plan_runge_kutta(levels: Level) -> multistep.Coefficients:
-        base.refuse_few_steps(levels, RUNGE_KUTTA_CALLS + 1, "pndm with a Runge-Kutta start")
+        base.check_num_steps(levels, RUNGE_KUTTA_CALLS + 1, "pndm with a Runge-Kutta start")
         check_runge_kutta(levels)
         first, rest = runge_kutta(levels), plan_multistep_after(levels)
         xp = multistep.namespace(first)
-        t, _ = base.ends(levels)
+        t, _ = base.endpoints(levels)
         matrix = xp.concatenate([first, rest])
         return multistep.Coefficients(t, matrix, xp.zeros(len(matrix)))
 

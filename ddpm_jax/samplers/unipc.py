@@ -47,9 +47,9 @@ def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, lower_or
         raise ValueError(f"variant: expected one of {VARIANTS}, received {variant!r}")
 
     def plan(levels: Level) -> multistep.Coefficients:
-        base.refuse_few_steps(levels, order, "unipc")
-        base.refuse_turns(levels, "unipc")
-        t, s = base.ends(levels)
+        base.check_num_steps(levels, order, "unipc")
+        base.check_monotone(levels, "unipc")
+        t, s = base.endpoints(levels)
         lam = multistep.half_log_snr(levels)
         xp, h = multistep.namespace(lam), lam[1:] - lam[:-1]
         reached = multistep.orders(levels, order, lower_order_final)

@@ -5,7 +5,7 @@ x_t = alpha x0 + sigma eps
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,13 @@ class Level(NamedTuple):
     t: Array
     alpha: Array
     sigma: Array
+
+    @property
+    def log_snr(self) -> Array:
+        """log(alpha^2 / sigma^2): infinite at the clean level, minus infinity at pure noise."""
+        xp = self.alpha.__array_namespace__()
+        with np.errstate(divide="ignore"):
+            return 2 * (xp.log(self.alpha) - xp.log(self.sigma))
 
 
 class HasLevels(Protocol):
@@ -56,16 +63,21 @@ def log_snr_range(schedule: HasLevels, cleanest: float = 1e-3) -> tuple[float, f
     """
     with jax.ensure_compile_time_eval():  # known numbers, also within a compiled function
         level = schedule.level(np.array([cleanest, 1.0]) if schedule.num_steps is None else np.arange(schedule.num_steps))
-    with np.errstate(divide="ignore"):
-        log_snr = 2 * (np.log(np.asarray(level.alpha, np.float64)) - np.log(np.asarray(level.sigma, np.float64)))
+    log_snr = Level(*(np.asarray(a, np.float64) for a in level)).log_snr
     finite = log_snr[np.isfinite(log_snr)]
     return float(finite[-1]), float(finite[0])
 
 
 def signal_and_noise(log_snr: Array) -> tuple[Array, Array]:
     """alpha = sqrt(sigmoid(log_snr)) and sigma = sqrt(sigmoid(-log_snr)), 1 and 0 at infinity; numpy for numpy."""
-    xp: Any = np if isinstance(log_snr, np.ndarray) else jnp
+    xp = log_snr.__array_namespace__()
     return xp.exp(-xp.logaddexp(0.0, -log_snr) / 2), xp.exp(-xp.logaddexp(0.0, log_snr) / 2)
+
+
+def safe_divide(a: ArrayLike, b: Array, otherwise: ArrayLike = 0.0) -> Array:
+    """a / b, or `otherwise` if b is 0; the gradient is finite there too."""
+    xp = b.__array_namespace__()
+    return xp.where(b != 0, a / xp.where(b != 0, b, 1.0), otherwise)
 
 
 def lookup(table: jax.Array, t: jax.Array) -> jax.Array:

@@ -542,7 +542,7 @@ class Counted:
 @pytest.mark.parametrize(("most", "reads"), [(10 * (48 + 4), 1), (10 * (48 + 4) - 1, 2)])
 def test_kept_images_are_decoded_once_where_all_find_room(most, reads):
     source = Counted()
-    once, numbers = cache.Kept(source, most), np.array([3, 9, 3, 1])
+    once, numbers = cache.CachedSource(source, most), np.array([3, 9, 3, 1])
     for _ in range(2):
         taken = once.take(numbers)
         np.testing.assert_array_equal(taken["label"], numbers)
@@ -557,7 +557,7 @@ def test_kept_images_reach_all_threads(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(40):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{i:02}.png")
-    source = cache.Kept(files.folder(tmp_path, 8))
+    source = cache.CachedSource(files.folder(tmp_path, 8))
     with contextlib.closing(pipeline.iterate(pipeline.batches(source, 16, seed=0), num_threads=8)) as batches:
         seen = np.concatenate([next(batches)["image"] for _ in range(10)])
     expected = np.stack([source[i]["image"] for i in range(40)])

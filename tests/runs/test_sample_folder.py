@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.runs.sample_folder import Gallery
+from ddpm_jax.runs.sample_folder import SampleFolder
 
 SETTINGS = {"seed": 0, "sample": {"steps": 5, "label": (1, 2)}}
 
@@ -20,7 +20,7 @@ def fill(gallery, most=99):
 
 
 def test_whole_batches_are_drawn_and_the_images_asked_for_are_kept(tmp_path):
-    gallery = Gallery(tmp_path / "out", SETTINGS, range(5, 12), 4)
+    gallery = SampleFolder(tmp_path / "out", SETTINGS, range(5, 12), 4)
     assert fill(gallery) == [1, 2]
     gallery.finish(png=True)
     image = np.load(tmp_path / "out" / "samples.npz")["image"]
@@ -32,12 +32,12 @@ def test_whole_batches_are_drawn_and_the_images_asked_for_are_kept(tmp_path):
 
 
 def test_it_goes_on_with_what_is_there_unless_that_is_of_something_else(tmp_path):
-    assert fill(Gallery(tmp_path, SETTINGS, range(12), 4), most=2) == [0, 1]
+    assert fill(SampleFolder(tmp_path, SETTINGS, range(12), 4), most=2) == [0, 1]
     (tmp_path / "unfinished" / "00000002.npy.tmp").write_bytes(b"half a ba")
-    assert Gallery(tmp_path, SETTINGS, range(20), 4).missing == [2, 3, 4], "also when more are asked for"
+    assert SampleFolder(tmp_path, SETTINGS, range(20), 4).missing == [2, 3, 4], "also when more are asked for"
     (tmp_path / "unfinished" / "notes.txt").write_text("mine")
     for settings, size in ((SETTINGS | {"seed": 1}, 4), (SETTINGS | {"seed": 1}, 3)):
-        gallery = Gallery(tmp_path, settings, range(12), size)
+        gallery = SampleFolder(tmp_path, settings, range(12), size)
         assert gallery.missing[0] == 0
         fill(gallery)
     gallery.finish()
@@ -48,4 +48,4 @@ def test_it_goes_on_with_what_is_there_unless_that_is_of_something_else(tmp_path
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        Gallery(tmp_path / "file", SETTINGS, range(3), 2)
+        SampleFolder(tmp_path / "file", SETTINGS, range(3), 2)

@@ -220,7 +220,12 @@ def test_a_call_takes_no_longer_than_a_signal_may_wait(monkeypatch):
 def test_steps_a_call_are_one_on_cpu_and_elsewhere_as_many_as_fit(monkeypatch):
     assert loop.default_steps_per_call([100, 500]) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert [loop.default_steps_per_call(everies) for everies in ([100, 500], [1, 500], [45, 500], [28, 1000])] == [10, 1, 5, 4]
+    assert [loop.default_steps_per_call(steps) for steps in ([100, 500], [1, 500], [45, 500], [28, 1000])] == [
+        10,
+        1,
+        5,
+        4,
+    ]
 
 
 def test_a_signal_or_data_that_end_within_a_call():
