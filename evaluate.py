@@ -7,15 +7,16 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from ddpm_jax import factory, schedules
-from ddpm_jax.config import Data, Diffusion, check_seed
-from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
+from ddpm_jax.config import Data, Diffusion, Digits, Folder, Npz, Tfds, Unknown, check_seed
+from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script, take_option
 from ddpm_jax.data.sources import Source
 from ddpm_jax.devices import compiler
 from ddpm_jax.evaluation import likelihood, plots
@@ -26,46 +27,42 @@ from ddpm_jax.runs.resumable import resumable
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """What to measure, on which images. Options of the data default to those of the run, with the split test."""
 
     workdir: str = "runs/digits"
-    """Where the model was trained; results go to its folder evaluation."""
+    """Folder of the trained model; results go to its folder evaluation."""
     metric: Literal["bpd", "rate_distortion", "ode_nll"] = "bpd"
-    """bpd: the variational bound, bits/dim. rate_distortion: its curve. ode_nll: bits/dim by the probability-flow ODE."""
+    """bpd: the variational bound in bits/dim. rate_distortion: its curve. ode_nll: bits/dim by the probability-flow ODE."""
     checkpoint: int | Literal["best"] | None = None
-    """Which to measure, by its step, or best for the smallest mean training loss of those kept; the last by default."""
+    """Step of the checkpoint, or best for the smallest mean training loss of those kept; the last by default."""
     ema: str | None = None
-    """The average of the parameters to measure, by its name, such as power_0.1; raw for none; a number for one of this width,
-    put together from snapshots. The first that the run has, by default."""
-    split: str = "test"
-    """digits, tfds: which images."""
-    path: str | None = None
-    """npz, folder: the images, a file or a folder; those of training by default."""
+    """EMA of the parameters: its name, such as power_0.1; raw for the parameters themselves; a number for the EMA of that
+    width, reconstructed from snapshots. The run's first by default."""
+    data: Annotated[Data, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Digits)
     num: int | None = None
-    """How many images, from the first on; all by default."""
+    """Number of images, from the first on; all by default."""
     batch_size: int = 64
     """Images measured at once."""
     variance: Literal["fixed_small", "fixed_large", "learned"] | None = None
-    """bpd, rate_distortion: the variance of the model's steps; its own by default."""
+    """bpd, rate_distortion: variance of the reverse steps; the model's own by default."""
     seed: int = 0
-    """Of the noise; the result of image i depends on (seed, i) alone."""
+    """Random seed of the noise; the result of image i depends on (seed, i) alone."""
     ode_steps: int = 100
-    """ode_nll: steps of the solver, each of which runs the network four times."""
+    """ode_nll: steps of the solver, four network evaluations each."""
     exact: bool = False
-    """ode_nll: the exact divergence instead of Hutchinson's estimate, one derivative for every pixel."""
+    """ode_nll: exact divergence instead of Hutchinson's estimate: one derivative per pixel."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads the options and the workdir, measures, and writes the figures."""
-    options = parse(Options(), argv, str(__doc__))
+    options = read_options(argv)
     check(options)
 
     # The model and the images.
     compiler.divide_cores(options.batch_size)
     with as_usage_error("--workdir"):
         model = factory.load(options.workdir, options.ema, options.checkpoint)
-    data = held_out(model.config.data, options, model.image_shape)
-    source = factory.make_source(data)
+    source = factory.make_source(options.data)
     with as_usage_error("--path"):
         if source[0]["image"].shape != model.image_shape:
             raise ValueError(f"expected images of {model.image_shape}, as in training, received {source[0]['image'].shape}")
@@ -75,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
 
     # Batch after batch, from where it was.
     name, measure, settings = measurement(options, model, source, num)
-    settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(data), "num": num} | settings
+    settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(options.data), "num": num} | settings
     folder, found = pathlib.Path(options.workdir) / "evaluation", []
     with as_usage_error("--workdir"):
         folder.mkdir(exist_ok=True)
@@ -89,8 +86,29 @@ def main(argv: Sequence[str]) -> None:
     report(options.metric, folder, settings, bits, means)
 
 
+def read_options(argv: Sequence[str]) -> Options:
+    """The options; those of the data default to the run's, with its held-out images if it has a split."""
+    run = factory.find_named(argv, Options().workdir)
+    if run is None:
+        return parse(Options(), argv, str(__doc__), flat="data")
+    data, path = run.config.data, take_option(argv, "--path")[0]
+    if isinstance(data, Unknown):  # imported weights
+        if path is None:
+            raise UsageError("--path: expected the images to measure, an .npz file or a folder, received nothing")
+        data = Folder(image_size=run.image_shape[0]) if pathlib.Path(path).is_dir() else Npz()
+    data = dataclasses.replace(data, random_flip=False)
+    if isinstance(data, Digits | Tfds):
+        data = dataclasses.replace(data, split="test")
+    options = parse(Options(data=data), argv, str(__doc__), flat="data")
+    if options.data.random_flip:
+        raise UsageError("--random_flip: expected False, images are measured as they are")
+    if isinstance(options.data, Npz | Folder) and path is None:
+        print("measuring the training images; choose others by --path")
+    return options
+
+
 def check(options: Options) -> None:
-    """Raises UsageError for what is wrong whatever the model."""
+    """Raises UsageError for options that are wrong whatever the model."""
     for name in ("num", "batch_size", "ode_steps"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, received {getattr(options, name)}")
@@ -126,30 +144,13 @@ def measurement(
     return "bound", lambda batch: likelihood.sums(terms(batch)), settings | {"variance": variance}
 
 
-def held_out(data: Data, options: Options, image_shape: Sequence[int]) -> Data:
-    """Where the images to measure come from."""
-    if data.source is None:  # weights from elsewhere
-        if options.path is None:
-            raise UsageError("--path: expected the images to measure, an .npz file or a folder, received nothing")
-        source: Literal["npz", "folder"] = "folder" if pathlib.Path(options.path).is_dir() else "npz"
-        data = dataclasses.replace(data, source=source, image_size=image_shape[0])
-    if options.path is not None and data.source not in ("npz", "folder"):
-        raise UsageError(f"--path: expected with a run on npz or folder data, this one is on {data.source}")
-    if options.path is None and data.source in ("npz", "folder"):
-        print("measuring the images of training; give others by --path")
-    return dataclasses.replace(data, split=options.split, path=options.path or data.path, random_flip=False)
-
-
 def checked_variance(options: Options, diffusion: Diffusion) -> str:
-    """The variance of the steps, as `likelihood` names it. Raises UsageError where the model has none for the metric."""
-    learned = diffusion.variance.startswith("learned")
-    if options.variance == "learned" and not learned:
-        raise UsageError("--variance: expected fixed_small or fixed_large, for this model has not learned one")
-    if options.metric == "ode_nll" and (diffusion.prediction == "mean" or diffusion.variance == "learned_raw"):
-        raise UsageError("--metric: expected bpd or rate_distortion, for this model knows its schedule's own times alone")
-    if options.metric != "ode_nll" and diffusion.schedule.startswith("continuous"):
+    """The variance of the steps, as `likelihood` names it. Raises UsageError if the model has none for the metric."""
+    if options.metric == "ode_nll":
+        factory.require_every_time(diffusion, "--metric")
+    elif diffusion.schedule.startswith("continuous"):
         raise UsageError("--metric: expected ode_nll for a model in continuous time, whose bound has no steps")
-    return options.variance or diffusion.variance.removesuffix("_raw")
+    return factory.step_variance(options.variance, diffusion, "--variance")
 
 
 def report(metric: str, folder: pathlib.Path, settings: dict[str, Any], bits: Any, means: dict[str, Any]) -> None:
@@ -180,4 +181,4 @@ def report(metric: str, folder: pathlib.Path, settings: dict[str, Any], bits: An
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, section="data.")

@@ -17,11 +17,12 @@ than one are those of the CPU, which share its cores.
 import argparse
 import dataclasses
 import os
+from typing import cast
 
 from against_pytorch import SHAPES, config_of
 from sides.turns import Side
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, UNet
 
 VARIED = ("batch_size", "channels", "image_size", "devices", "steps")
 
@@ -32,7 +33,7 @@ def config_with(options: argparse.Namespace, value: int) -> tuple[Config, tuple[
         setattr(options, options.vary, value)
     config, (height, width, channels) = config_of(options), SHAPES[options.model]
     if options.vary == "channels":
-        config = dataclasses.replace(config, network=dataclasses.replace(config.network, channels=value))
+        config = dataclasses.replace(config, network=dataclasses.replace(cast(UNet, config.network), channels=value))
     if options.vary == "image_size":
         height = width = value
     return config, (height, width, channels), value if options.vary == "devices" else 1

@@ -7,16 +7,16 @@ you make by hand from CelebA. Hardware: the paper used a TPU v3-8, 2.2 steps/s,
 63 hours. Expect: faces at 256x256. Not yet reproduced here.
 """
 
-from ddpm_jax.config import Config, Data, Diffusion, Network, Optimizer, Sample, Train
+from ddpm_jax.config import Config, Ddpm, Diffusion, Optimizer, Tfds, Train, UNet
 
 
 def get_config() -> Config:
     return Config(
         workdir="runs/celebahq256",
-        data=Data(source="tfds", name="celeb_a_hq/256", image_size=256, random_flip=True),
-        network=Network(multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
+        data=Tfds(name="celeb_a_hq/256", image_size=256, random_flip=True),
+        network=UNet(multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
         diffusion=Diffusion(variance="fixed_small"),
         optimizer=Optimizer(learning_rate=2e-5),
         train=Train(num_steps=500_000, batch_size=64),
-        sample=Sample(num=16),
+        sample=Ddpm(num=16),
     )

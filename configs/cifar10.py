@@ -7,8 +7,8 @@ Hardware: the paper used a TPU v3-8, 21 steps/s, 10.6 hours. Expect: the paper r
 the best checkpoint, sampled with all 1,000 steps. Not yet reproduced here.
 """  # noqa: E501
 
-from ddpm_jax.config import Config, Data
+from ddpm_jax.config import Config, Tfds
 
 
 def get_config() -> Config:
-    return Config(workdir="runs/cifar10", data=Data(source="tfds", name="cifar10", random_flip=True))
+    return Config(workdir="runs/cifar10", data=Tfds(name="cifar10", random_flip=True))

@@ -6,14 +6,14 @@ Pictures that are all grayscale make a grayscale model. Hardware: one GPU. For o
 --network.multipliers, one number a level: the image is halved between levels.
 """
 
-from ddpm_jax.config import Config, Data, Network, Sample, Train
+from ddpm_jax.config import Config, Ddim, Folder, Train, UNet
 
 
 def get_config() -> Config:
     return Config(
         workdir="runs/folder",
-        data=Data(source="folder", image_size=64, random_flip=True),
-        network=Network(multipliers=(1, 2, 2, 4)),
+        data=Folder(image_size=64, random_flip=True),
+        network=UNet(multipliers=(1, 2, 2, 4)),
         train=Train(num_steps=200_000, batch_size=64),
-        sample=Sample(sampler="ddim", steps=50),
+        sample=Ddim(steps=50),
     )

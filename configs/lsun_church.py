@@ -7,16 +7,16 @@ Hardware: the paper used a TPU v3-8, 2.2 steps/s,
 151 hours. Expect: the paper reports FID 7.89. Not yet reproduced here.
 """
 
-from ddpm_jax.config import Config, Data, Diffusion, Network, Optimizer, Sample, Train
+from ddpm_jax.config import Config, Ddpm, Diffusion, Optimizer, Tfds, Train, UNet
 
 
 def get_config() -> Config:
     return Config(
         workdir="runs/lsun_church",
-        data=Data(source="tfds", name="lsun/church_outdoor", image_size=256, random_flip=True),
-        network=Network(multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
+        data=Tfds(name="lsun/church_outdoor", image_size=256, random_flip=True),
+        network=UNet(multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
         diffusion=Diffusion(variance="fixed_small"),
         optimizer=Optimizer(learning_rate=2e-5),
         train=Train(num_steps=1_200_000, batch_size=64),
-        sample=Sample(num=16),
+        sample=Ddpm(num=16),
     )

@@ -6,13 +6,13 @@ The network is the paper's for 32x32 images; height and width must be divisible 
 --network.multipliers, one number a level: the image is halved between levels.
 """
 
-from ddpm_jax.config import Config, Data, Sample, Train
+from ddpm_jax.config import Config, Ddim, Npz, Train
 
 
 def get_config() -> Config:
     return Config(
         workdir="runs/npz",
-        data=Data(source="npz", random_flip=False),
+        data=Npz(),
         train=Train(num_steps=200_000),
-        sample=Sample(sampler="ddim", steps=50),
+        sample=Ddim(steps=50),
     )

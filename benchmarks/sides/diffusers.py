@@ -1,12 +1,12 @@
 """The same training step and samplers by diffusers, of the same network."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, UNet
 from sides.pytorch import DEVICE, autocast, images, matmul, memory, num_params, step, variant_of, waiter
 from sides.turns import Run
 
@@ -15,7 +15,7 @@ __all__ = ["matmul", "memory", "sampling", "training"]
 
 def make_model(config: Config, shape: tuple[int, int, int]) -> Any:
     """The UNet2DModel of the same architecture."""
-    network = config.network
+    network = cast(UNet, config.network)
     attends = [shape[0] // 2**level in network.attention_resolutions for level in range(len(network.multipliers))]
     return diffusers.UNet2DModel(
         sample_size=shape[0], in_channels=shape[2], out_channels=shape[2], dropout=network.dropout,

@@ -1,12 +1,12 @@
 """The same training step and samplers by lucidrains' denoising-diffusion-pytorch, of its own network of that size."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import denoising_diffusion_pytorch
 import torch
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, UNet
 from sides.pytorch import DEVICE, autocast, images, matmul, memory, num_params, step, variant_of, waiter
 from sides.turns import Run
 
@@ -18,7 +18,7 @@ def make_diffusion(config: Config, shape: tuple[int, int, int], variant: str) ->
 
     Attention is full where the config has attention, and linear elsewhere, where the config has none: it knows no other way.
     """
-    network = config.network
+    network = cast(UNet, config.network)
     unet = denoising_diffusion_pytorch.Unet(
         dim=network.channels, dim_mults=tuple(network.multipliers), channels=shape[2], dropout=network.dropout,
         full_attn=tuple(shape[0] // 2**level in network.attention_resolutions for level in range(len(network.multipliers))),

@@ -1,4 +1,4 @@
-"""The command line: trees of dataclasses as options, and mistakes as one line."""
+"""The command line: trees of dataclasses as options, and errors in one line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import tyro
 
+from ddpm_jax.config import kinds
 from ddpm_jax.devices.compiler import keep_programs
 from ddpm_jax.devices.preemption import Ended
 
@@ -28,21 +29,24 @@ class UsageError(Exception):
     """A mistake by the user, in one line that names the option and what was expected."""
 
 
-def parse(default: T, argv: Sequence[str], description: str) -> T:
+def parse(default: T, argv: Sequence[str], description: str, flat: str = "") -> T:
     """Reads a tree of dataclasses from the command line.
 
     Args:
         default: The values of options that are not given.
         argv: The command line, without the program's name.
         description: Begins the help text.
+        flat: A field whose options have no prefix; it is annotated with `tyro.conf.arg(name="")`.
 
     Returns:
-        The default, with the given options replaced.
+        The default, with the given options replaced. A choice becomes the kind that its tag asks for (see `kinds`), and keeps
+        the fields of the same name.
 
     Raises:
-        UsageError: an unknown option, or a value of the wrong type.
+        UsageError: an unknown option, one of another kind, or a value of the wrong type.
         SystemExit: after --help.
     """
+    default, argv = _choose(default, argv, flat)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -55,23 +59,75 @@ def parse(default: T, argv: Sequence[str], description: str) -> T:
             raise
         raise UsageError(_one_line(printed.getvalue())) from None
     if unknown:
-        raise UsageError(f"{unknown[0]}: expected an option{_nearest(unknown[0], options(default))}; --help lists them")
+        raise _unknown(unknown[0], default, flat)
     return value
 
 
-def options(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """All fields of a tree of dataclasses by their dotted names, {"train.num_steps": 100, ...}."""
+def options(tree: Any, flat: str = "", prefix: str = "") -> dict[str, Any]:
+    """All fields of a tree of dataclasses by their dotted names, {"train.num_steps": 100, ...}; see `parse` for `flat`."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(tree):
         value = getattr(tree, field.name)
-        name = prefix + field.name
-        found |= options(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+        if dataclasses.is_dataclass(value):
+            found |= options(value, flat, prefix + _prefix(field.name, flat))
+        else:
+            found[prefix + field.name] = value
     return found
+
+
+def take_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of the last `option VALUE` or `option=VALUE`, None without, and the rest of the command line."""
+    rest, value, words = [], None, list(argv)
+    while words:
+        name, equals, text = words[0].partition("=")
+        if name.replace("-", "_") != option.replace("-", "_"):
+            rest.append(words.pop(0))
+        elif equals:
+            value = text
+            words.pop(0)
+        elif len(words) > 1:
+            value, words = words[1], words[2:]
+        else:
+            raise UsageError(f"{option}: expected a value")
+    return value, rest
+
+
+def _choose(tree: T, argv: Sequence[str], flat: str) -> tuple[T, Sequence[str]]:
+    """The tree, its choices of the kinds that the command line asks for, and the rest of the command line."""
+    for field in dataclasses.fields(tree):  # type: ignore[arg-type]
+        value = getattr(tree, field.name)
+        if isinstance(type(value), kinds.Choice):
+            option = f"--{_prefix(field.name, flat)}{kinds.tag(type(value))}"
+            name, argv = take_option(argv, option)
+            if name is not None:
+                known = {str(known): known for known in kinds.kinds(type(value))}
+                if name not in known:
+                    raise UsageError(f"{option}: expected {', '.join(known)}, received {name}{_nearest(name, known, '')}")
+                tree = dataclasses.replace(tree, **{field.name: kinds.become(value, known[name])})  # type: ignore[type-var]
+    return tree, argv
+
+
+def _unknown(word: str, tree: Any, flat: str) -> UsageError:
+    """The error for an option that the tree doesn't have, but perhaps another kind of one of its choices."""
+    name = word.split("=")[0].lstrip("-").replace("-", "_")
+    for field in dataclasses.fields(tree):
+        value, prefix = getattr(tree, field.name), _prefix(field.name, flat)
+        if not isinstance(type(value), kinds.Choice) or not name.startswith(prefix):
+            continue
+        if others := kinds.kinds_with(type(value), name.removeprefix(prefix)):
+            tag = kinds.tag(type(value))
+            return UsageError(f"--{name}: expected with --{prefix}{tag} {' or '.join(map(str, others))}, "
+                              f"received with {getattr(value, tag)}")  # fmt: skip
+    return UsageError(f"{word}: expected an option{_nearest(name, options(tree, flat))}; --help lists them")
+
+
+def _prefix(field: str, flat: str) -> str:
+    return "" if field == flat else f"{field}."
 
 
 @contextlib.contextmanager
 def as_usage_error(option: str) -> Iterator[None]:
-    """Turns errors of what is built from an option into a UsageError that names it."""
+    """Turns errors into a UsageError that names the option."""
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -79,11 +135,11 @@ def as_usage_error(option: str) -> Iterator[None]:
 
 
 def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None:
-    """Runs a script's main; what ends it early becomes one line on stderr and an exit code: a UsageError 2, else 1.
+    """Runs a script's main; an early end becomes one line on stderr and an exit code, 2 for a UsageError, else 1.
 
     Args:
         main: Takes the command line, without the program's name.
-        section: Part of the config whose options the script has without its name: "sample." makes --sample.eta --eta.
+        section: Section of the config whose options have no prefix in this script: "sample." makes --sample.eta --eta.
     """
     keep_programs()
     try:
@@ -97,23 +153,23 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
         )
         sys.stdout.flush()
         code = 2 if isinstance(error, UsageError) else getattr(error, "code", 1)
-        os._exit(code)  # at once: threads of libraries have no more to say
+        os._exit(code)  # skip library threads' exit handlers
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)
     except Exception:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc(file=sys.__stderr__)
-        os._exit(1)  # or JAX would wait for the run's other processes, and they for this one
+        os._exit(1)  # otherwise JAX would wait for the run's other processes, and they for this one
 
 
-def _nearest(word: str, names: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(word.split("=")[0].lstrip("-").replace("-", "_"), names, n=1)
-    return f", perhaps --{close[0]}" if close else ""
+def _nearest(word: str, names: Iterable[str], dashes: str = "--") -> str:
+    close = difflib.get_close_matches(word, list(names), n=1)
+    return f", perhaps {dashes}{close[0]}" if close else ""
 
 
 def _one_line(boxed: str) -> str:
-    """What tyro says in a box, without the box, its title, and its hint at --help."""
+    """The text of tyro's error box, without its title and its hint at --help."""
     lines = [line.strip("│╭╮╰╯─ ") for line in boxed.splitlines()[1:]]
     text = " ".join(line for line in lines if line)
     return re.split(r" ?(For full helptext|Argument helptext)", text)[0].strip(" :")

@@ -1,4 +1,4 @@
-"""A trained model, from nothing but its workdir."""
+"""A workdir -> its trained model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax import networks
 from ddpm_jax.config import Config, from_dict
+from ddpm_jax.config.cli import UsageError, as_usage_error, take_option
 from ddpm_jax.devices import sharding
 from ddpm_jax.factory.diffusion import make_schedule
 from ddpm_jax.factory.network import make_network
@@ -24,17 +25,17 @@ from ddpm_jax.training import snapshots
 
 
 class LoadedRun(NamedTuple):
-    """What a checkpoint of a run holds, and what its config names.
+    """A checkpoint of a run, with the objects that its config names.
 
     Attributes:
         config: The config that it was saved with.
-        step: How many steps it was trained.
+        step: Number of steps trained.
         image_shape: (H, W, C).
         network: The network.
         schedule: The noise schedule.
         params: The parameters, on every device of the mesh.
         mesh: All devices.
-        average: Which parameters they are.
+        average: Which EMA they are, or the raw parameters.
     """
 
     config: Config
@@ -47,17 +48,29 @@ class LoadedRun(NamedTuple):
     average: str
 
 
-def load(workdir: str | os.PathLike[str], average: str | None = None, checkpoint: int | str | None = None) -> LoadedRun:
-    """Loads a checkpoint.
+class SavedRun(NamedTuple):
+    """A checkpoint before its arrays are read.
+
+    Attributes:
+        config: The config that it was saved with.
+        step: Number of steps trained.
+        image_shape: (H, W, C).
+    """
+
+    config: Config
+    step: int
+    image_shape: tuple[int, int, int]
+
+
+def find(workdir: str | os.PathLike[str], checkpoint: int | str | None = None) -> SavedRun:
+    """Finds a checkpoint of a run, with the config that it was saved with.
 
     Args:
         workdir: Where the model was trained, or is being trained.
-        average: Which moving average of the parameters, by name; the run's first by default. "raw": the parameters as they
-            are. A number: that of this width, put together from snapshots.
-        checkpoint: Its step, or "best" for that of the smallest mean training loss; the newest by default.
+        checkpoint: Its step, or "best" for that with the smallest mean training loss; the newest by default.
 
     Raises:
-        ValueError: there is no such checkpoint, it cannot be read, or it has no such average.
+        ValueError: there is no such checkpoint, or it cannot be read.
     """
     folder = pathlib.Path(workdir) / "checkpoints"
     if not folder.is_dir():
@@ -67,12 +80,54 @@ def load(workdir: str | os.PathLike[str], average: str | None = None, checkpoint
         if step is None:
             raise ValueError(f"expected a checkpoint in {folder}, there is none yet")
         run = checkpoints.metadata(step)
-        config, image_shape = from_dict(run["config"]), tuple(run["image_shape"])
-        network = make_network(config, image_shape)
-        mesh = sharding.make_mesh()
-        init = functools.partial(init_params, jax.random.key(0), network, image_shape)
-        abstract = sharding.abstract(init, sharding.replicated(mesh))
-        width = _number(average)
+    return SavedRun(from_dict(run["config"]), step, tuple(run["image_shape"]))
+
+
+def find_named(argv: Sequence[str], workdir: str) -> SavedRun | None:
+    """The checkpoint that a command line names by --workdir and --checkpoint, so that its config gives the other defaults.
+
+    Args:
+        argv: The command line, without the program's name.
+        workdir: If it names none.
+
+    Returns:
+        The checkpoint; None if there is none and help is asked for.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it cannot be read.
+    """
+    chosen, checkpoint = take_option(argv, "--workdir")[0], take_option(argv, "--checkpoint")[0]
+    try:
+        with as_usage_error("--workdir"):
+            newest = find(workdir if chosen is None else chosen)
+        if checkpoint in (None, "None"):
+            return newest
+        with as_usage_error("--checkpoint"):
+            return find(workdir if chosen is None else chosen, int(checkpoint) if checkpoint.isdecimal() else checkpoint)
+    except UsageError:
+        if {"-h", "--help"} & set(argv):
+            return None
+        raise
+
+
+def load(workdir: str | os.PathLike[str], average: str | None = None, checkpoint: int | str | None = None) -> LoadedRun:
+    """Loads a checkpoint.
+
+    Args:
+        workdir, checkpoint: As for `find`.
+        average: Which EMA of the parameters, by name; the run's first by default. "raw": the parameters themselves. A
+            number: the EMA of that width, reconstructed from snapshots.
+
+    Raises:
+        ValueError: there is no such checkpoint, it cannot be read, or it has no such average.
+    """
+    config, step, image_shape = find(workdir, checkpoint)
+    network = make_network(config, image_shape)
+    mesh = sharding.make_mesh()
+    init = functools.partial(init_params, jax.random.key(0), network, image_shape)
+    abstract = sharding.abstract(init, sharding.replicated(mesh))
+    width = _number(average)
+    with Checkpoints(pathlib.Path(workdir) / "checkpoints") as checkpoints:
         if width is None:
             part = part_of(average, list(make_averages(config.ema, config.train.batch_size)))
             params, average = checkpoints.load(step, {part: abstract})[part], part
@@ -90,7 +145,7 @@ def _number(text: str | None) -> float | None:
 
 
 def part_of(average: str | None, names: Sequence[str]) -> str:
-    """The part of a checkpoint that holds an average, of those that a run has. Raises ValueError where it has none such."""
+    """The part of a checkpoint that holds an EMA, one of the run's names. Raises ValueError if there is none."""
     if average == "raw":
         return "params"
     if average is not None and average not in names:

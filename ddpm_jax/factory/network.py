@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from ddpm_jax import guidance, networks
 from ddpm_jax.config import Config
+from ddpm_jax.config import network as config_network
+from ddpm_jax.config.cli import UsageError
 from ddpm_jax.denoiser import Denoise, make_denoise
 from ddpm_jax.schedules import HasLevels
 
@@ -17,33 +19,17 @@ from ddpm_jax.schedules import HasLevels
 def make_network(config: Config, image_shape: Sequence[int]) -> networks.Network:
     """The network for images of (H, W, C).
 
-    It has 2 C output channels where it learns a variance, and a label more than there are classes, which stands for none.
+    It has 2 C output channels if it learns the variance, and one label more than there are classes: the unconditional one.
     """
-    network, learned = config.network, config.diffusion.variance.startswith("learned")
-    return networks.UNet(
-        out_channels=2 * image_shape[-1] if learned else None,
-        num_classes=None if network.num_classes is None else network.num_classes + 1,  # the last stands for none of them
-        channels=network.channels,
-        multipliers=network.multipliers,
-        num_blocks=network.num_blocks,
-        attention_resolutions=network.attention_resolutions,
-        num_heads=network.num_heads,
-        num_groups=network.num_groups,
-        dropout=network.dropout,
-        dtype=jnp.dtype(network.dtype),
-        attention_levels=network.attention_levels,
-        head_dim=network.head_dim,
-        middle=network.middle,
-        norm_eps=network.norm_eps,
-        time_scale=1000.0 if config.diffusion.schedule.startswith("continuous") else 1.0,
-        freq_shift=network.freq_shift,
-        cos_first=network.cos_first,
-        time_scale_shift=network.time_scale_shift,
-        symmetric_padding=network.symmetric_padding,
-        residual_downsampling=network.residual_downsampling,
-        residual_upsampling=network.residual_upsampling,
-        remat=config.train.remat,
-    )
+    channels = 2 * image_shape[-1] if config.diffusion.variance.startswith("learned") else None
+    match config.network:
+        case config_network.UNet() as network:
+            fields = {field: value for field, value in vars(network).items() if field != "kind"}
+            fields["dtype"] = jnp.dtype(network.dtype)
+            fields["num_classes"] = None if network.num_classes is None else network.num_classes + 1
+            time_scale = 1000.0 if config.diffusion.schedule.startswith("continuous") else 1.0
+            return networks.UNet(**fields, out_channels=channels, time_scale=time_scale, remat=config.train.remat)
+    raise UsageError(f"--network.kind: expected unet, received {config.network.kind}")
 
 
 def bind(

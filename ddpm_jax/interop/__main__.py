@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from ddpm_jax.config import Config, Data, Diffusion, Network, Sample
-from ddpm_jax.config.cli import UsageError, as_usage_error, options, parse, run_script
+from ddpm_jax.config import Config, Diffusion, Sample, UNet, Unknown, kinds
+from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
 from ddpm_jax.runs.workdir import claim, describe, write_config
 
 if TYPE_CHECKING:
@@ -111,11 +111,11 @@ def config_of(model: Model, workdir: str) -> Config:
         raise UsageError(f"FOLDER: num_class_embeds: expected null in a workdir, received {network.num_classes}")
     if network.out_channels is not None and model.variance != "learned":
         raise UsageError(f"FOLDER: out_channels: expected in_channels in a workdir, received {network.out_channels}")
-    fields = {name: getattr(network, name) for name in options(Network()) if name != "dtype"}
+    fields = {name: getattr(network, name) for name in kinds.defaults(UNet) if name not in ("kind", "dtype")}
     return Config(
         workdir=workdir,
-        data=Data(source=None),
-        network=Network(**fields),
+        data=Unknown(),
+        network=UNet(**fields),
         diffusion=Diffusion(
             schedule=known[betas["beta_schedule"]],  # type: ignore[arg-type]
             num_steps=model.schedule.num_steps,
@@ -159,7 +159,7 @@ def export_model(argv: Sequence[str]) -> None:
             schedule = schedules.require_discrete(model.schedule, "diffusers")
             diffusers.save(
                 folder, network, params, schedule, diffusion.prediction,
-                sample.variance or diffusion.variance, sample.clip, model.image_shape[:2], sample.grid,
+                vars(sample).get("variance") or diffusion.variance, sample.clip, model.image_shape[:2], sample.grid,
             )  # fmt: skip
     print(f"{'average of ' if given.weights == 'ema' else ''}step {model.step} of {given.workdir}: {folder}")
 

@@ -28,11 +28,14 @@ class ImageEdit(NamedTuple):
         image: float32 [H, W, C], in [-1, 1].
         mask: [H, W, 1], 1 to keep the image and 0 to fill it in; None to change all of it.
         strength: Without a mask: in [0, 1]. 0 returns the image, 1 starts from the noisiest level.
+        resamplings, jump_length: With a mask: RePaint's, see `samplers.grids.back_and_forth`; None for plain replacement.
     """
 
     image: np.ndarray
     mask: np.ndarray | None = None
     strength: float = 1.0
+    resamplings: int | None = None
+    jump_length: int = 10
 
 
 def generator(
@@ -63,8 +66,8 @@ def generator(
         image = jnp.broadcast_to(edit.image, shape)
         if edit.mask is None:
             return images.to_uint8(samplers.sdedit(key, sampler, denoise, levels, image, edit.strength, ids))
-        filling = samplers.inpaint(sampler, image, np.broadcast_to(edit.mask, shape))
-        return images.to_uint8(samplers.sample(key, filling, denoise, levels, shape, ids))
+        filling, grid = _inpainting(edit, sampler, levels, image)
+        return images.to_uint8(samplers.sample(key, filling, denoise, grid, shape, ids))
 
     return generate
 
@@ -72,6 +75,15 @@ def generator(
 def check_edit(edit: ImageEdit, sampler: Sampler, levels: Level) -> None:
     """Raises ValueError for a mask that inpainting refuses, a strength out of range, or one with too few steps left."""
     if edit.mask is not None:
-        samplers.inpaint(sampler, jnp.asarray(edit.image), edit.mask).plan(levels)
+        filling, grid = _inpainting(edit, sampler, levels, jnp.asarray(edit.image)[None])
+        filling.plan(grid)
     elif len((part := samplers.grids.starting_at(levels, edit.strength)).t) > 1:
         sampler.plan(part)
+
+
+def _inpainting(edit: ImageEdit, sampler: Sampler, levels: Level, known: jax.Array) -> tuple[Sampler, Level]:
+    """The sampler that keeps the known pixels, and its grid."""
+    mask = np.broadcast_to(np.asarray(edit.mask), known.shape)
+    if edit.resamplings is None:
+        return samplers.inpaint(sampler, known, mask), levels
+    return samplers.repaint(sampler, known, mask), samplers.grids.back_and_forth(levels, edit.jump_length, edit.resamplings)

@@ -101,7 +101,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path, text, said):
         {"train": Train(seed=-1)},
         {"train": Train(seed=2**32)},
         {"sample": config.Sample(seed=2**70)},
-        {"data": config.Data(image_size=0)},
+        {"data": config.Data(source="folder", image_size=0)},
         {"optimizer": config.Optimizer(learning_rate=float("inf"))},
         {"network": Network(dropout=1.0)},
         {"network": Network(multipliers=())},

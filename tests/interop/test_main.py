@@ -70,8 +70,8 @@ def test_a_workdir_says_all_of_the_network_and_the_process(tmp_path):
 
 def test_the_config_of_networks_has_their_options_and_defaults():
     fields = dataclasses.asdict(Network())
-    expected = {name: getattr(UNet(), name) for name in fields if name != "dtype"}
-    assert {name: value for name, value in fields.items() if name != "dtype"} == expected
+    expected = {name: getattr(UNet(), name) for name in fields if name not in ("kind", "dtype")}
+    assert {name: value for name, value in fields.items() if name not in ("kind", "dtype")} == expected
 
 
 def test_sampling_takes_the_workdir(imported, tmp_path):
@@ -118,7 +118,7 @@ def test_training_goes_on_from_the_weights_with_other_averages_and_another_optim
 
 def test_how_it_is_trained_is_open_until_it_is_what_it_is_never(imported):
     begun = from_dict(json.loads((imported / "config.json").read_text()))
-    chosen = dataclasses.replace(begun, data=Data("npz", "data.npz"), train=Train(batch_size=2, seed=1))
+    chosen = dataclasses.replace(begun, data=Data(source="npz", path="data.npz"), train=Train(batch_size=2, seed=1))
     allowed, refused = changes(begun, chosen)
     assert "data.source: None -> npz" in allowed and "train.seed: 0 -> 1" in allowed and not refused
     assert changes(chosen, dataclasses.replace(chosen, train=Train(batch_size=2)))[1] == ["train.seed: 1 -> 0"]
