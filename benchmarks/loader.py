@@ -40,7 +40,7 @@ def main() -> None:
     image, label = rng.integers(0, 256, (12_800, 32, 32, 3), np.uint8), rng.integers(0, 10, 12_800)
     smooth = image // 8 + np.arange(32, dtype=np.uint8)[:, None] * 6  # noise alone would not compress
     records = [{"image": encoded(a), "label": b} for a, b in zip(smooth, label, strict=True)]
-    png = cache.CachedSource(tfds.Records(records, image_size=None, channels=3, num_classes=10))
+    png = cache.CachedSource(tfds.TfdsRecords(records, image_size=None, channels=3, num_classes=10))
     for name, source, epoch in (("in memory", sources.Arrays(image, label), 0), ("PNG", png, 0), ("PNG, kept", png, 1)):
         clock, processor = measure(source, 100 * epoch, 100)
         print(f"{name:12}{clock:12,.0f} images/s by the clock{processor:12,.0f} by the processor")

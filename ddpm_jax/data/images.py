@@ -78,19 +78,30 @@ def save(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
 
 def load(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
-    """Reads an image file of the size (H, W, C) as uint8 [H, W, C], C = 1 or 3.
+    """Reads an image file of size (H, W, C), decoded as the images of a data set are (`decoding.decode`).
+
+    Args:
+        path: The file.
+        shape: (H, W, C), C = 1 or 3.
+
+    Returns:
+        uint8 [H, W, C].
 
     Raises:
-        OSError: there is no such file, or it is no image.
-        ValueError: it has another size.
+        OSError: there is no such file, or it cannot be read as an image.
+        ValueError: the image is of another size, or C is neither 1 nor 3.
     """
-    from PIL import Image
+    from ddpm_jax.data.decoding import decode
 
-    with Image.open(path) as image:
-        if image.size != (shape[1], shape[0]):
-            raise ValueError(f"expected an image {shape[1]} wide and {shape[0]} high, as the model draws, received "
-                             f"{image.size[0]} x {image.size[1]} in {path}")  # fmt: skip
-        return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
+    height, width, channels = shape
+    if channels not in (1, 3):
+        raise ValueError(f"expected a model of images with 1 or 3 channels, received {channels}")
+    with open(path, "rb") as file:
+        image = decode(file, str(path), channels)
+    if image.shape != shape:
+        raise ValueError(f"expected an image {width} wide and {height} high, as the model generates, received "
+                         f"{image.shape[1]} x {image.shape[0]} in {path}")  # fmt: skip
+    return image
 
 
 def save_film(path: str | os.PathLike[str], frames: np.ndarray, seconds: float = 4.0) -> None:
@@ -112,4 +123,4 @@ def _sheet(image: np.ndarray, max_size: int, columns: int | None) -> Any:
     sheet = grid(image, columns=columns)
     scale = max(max_size // sheet.shape[1], 1)
     sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
-    return Image.fromarray(sheet if sheet.shape[-1] == 3 else sheet[..., 0])
+    return Image.fromarray(sheet if sheet.shape[-1] in (3, 4) else sheet[..., 0])

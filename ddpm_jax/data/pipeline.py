@@ -8,8 +8,7 @@ import threading
 import grain
 import numpy as np
 
-from ddpm_jax.data.cache import CachedSource, stacked
-from ddpm_jax.data.sources import Arrays, Source
+from ddpm_jax.data.sources import Source, check_source
 
 
 def batches(
@@ -52,6 +51,7 @@ def batches(
         raise ValueError(f"seed: expected an integer >= 0, received {seed}")
     if len(source) < process_count:
         raise ValueError(f"source: expected at least {process_count} examples, one a process, received {len(source)}")
+    check_source(source)
     size, lock = batch_size // process_count, threading.Lock()
 
     @functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
@@ -63,16 +63,9 @@ def batches(
         epochs, places = np.divmod(np.arange(first, first + size), len(source))
         with lock:  # or each thread would draw an order of its own
             orders = {epoch: order(epoch) for epoch in range(epochs[0], epochs[-1] + 1)}
-        return _read(source, np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()]))
+        return source.take(np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()]))
 
     return grain.MapDataset.range(2**62 // batch_size).map(read)  # as far as 64 bits number the examples
-
-
-def _read(source: Source, numbers: np.ndarray) -> dict[str, np.ndarray]:
-    """The examples of these numbers [B], at once where that can be, which halves the time."""
-    if isinstance(source, Arrays | CachedSource):
-        return source.take(numbers)
-    return stacked(source, numbers)
 
 
 def iterate(

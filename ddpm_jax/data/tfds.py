@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.files import check_image_size, pixels
+from ddpm_jax.data.decoding import decode
+from ddpm_jax.data.files import check_image_size
 from ddpm_jax.data.sources import Source
 
 
@@ -56,7 +57,7 @@ def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None =
     label = features.get("label")
     num_classes = label.num_classes if isinstance(label, tensorflow_datasets.features.ClassLabel) else None
     Image.init()  # as in `folder`
-    return Records(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, num_classes)
+    return TfdsRecords(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, num_classes, f"{name} {split}")
 
 
 def _newest_version(name: str, data_dir: str | PathLike[str] | None) -> PathLike[str]:
@@ -114,20 +115,29 @@ def _check_features(name: str, features: dict[str, Any], image_size: int | None)
         raise ValueError(f"tfds: the images of {name} differ in shape, expected an image_size, received None")
 
 
-class Records:
-    """A source of TFDS records, their images decoded when asked for.
+class TfdsRecords(Source):
+    """A source of TFDS records whose images are decoded on access.
 
     Args:
         records: Examples with `image`, an encoded image, as bytes.
         image_size: Height and width of the items, >= 1; None for images that all have one shape.
         channels: 1 or 3.
-        num_classes: Of the examples' `label`; None for items without.
+        num_classes: The number of classes of the examples' `label`; None for items without labels.
+        name: The name of the data set, for error messages.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], image_size: int | None, channels: int, num_classes: int | None):
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        image_size: int | None,
+        channels: int,
+        num_classes: int | None,
+        name: str = "tfds",
+    ):
         self._records = records
         self._image_size = image_size
         self._channels = channels
+        self._name = name
         self.num_classes = num_classes
 
     def __len__(self) -> int:
@@ -135,8 +145,8 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = self._records[index]
-        with Image.open(io.BytesIO(record["image"])) as image:
-            item = {"image": pixels(image, self._channels, self._image_size)}
+        name = f"{self._name}: record {index}"
+        item = {"image": decode(io.BytesIO(record["image"]), name, self._channels, self._image_size)}
         if self.num_classes is not None:
             item["label"] = np.asarray(record["label"], np.int32)
         return item

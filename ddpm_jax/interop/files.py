@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ddpm_jax.devices.files import replacing
+from ddpm_jax.devices.files import atomic_write
 from ddpm_jax.interop import pickles
 
 Path = str | os.PathLike[str]
@@ -62,13 +61,11 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path = pathlib.Path(path)
     if path.suffix not in (".safetensors", ".npz"):
         raise ValueError(f"{path.name}: expected a name that ends in .safetensors or .npz")
-    with replacing(path) as partial:
-        if path.suffix == ".npz":
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-        else:
-            # The metadata is what diffusers asks for: who reads these arrays expects PyTorch's layouts.
-            partial.write_bytes(safetensors.numpy.save(dict(arrays), metadata={"format": "pt"}))
+    if path.suffix == ".npz":
+        atomic_write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    else:  # diffusers requires this metadata: arrays in PyTorch's layouts
+        content = safetensors.numpy.save(dict(arrays), metadata={"format": "pt"})
+        atomic_write(path, lambda file: file.write(content))
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -83,8 +80,9 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file:
+        try:
+            arrays = np.load(file, allow_pickle=False)
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path.name}: expected an .npz file of arrays, cannot read it: {error}") from error
+        except Exception as error:  # NumPy and zipfile raise exceptions of all types for damaged files
+            raise ValueError(f"{path.name}: expected an .npz file of arrays, cannot read it: {error}") from error

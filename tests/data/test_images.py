@@ -47,3 +47,32 @@ def test_a_saved_grid_is_the_grid_enlarged(tmp_path, channels):
     images.save_grid(tmp_path / "new" / "grid.png", image)
     saved = np.asarray(Image.open(tmp_path / "new" / "grid.png")).reshape(510, 510, channels)
     np.testing.assert_array_equal(saved[::30, ::30], images.grid(image))
+
+
+def test_four_channels_are_shown_as_rgba(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 4), np.uint8)
+    images.save_grid(tmp_path / "grid.png", image, max_size=0)
+    images.save(tmp_path / "one.png", image[1])
+    assert Image.open(tmp_path / "grid.png").mode == "RGBA"
+    np.testing.assert_array_equal(Image.open(tmp_path / "grid.png"), images.grid(image))
+    np.testing.assert_array_equal(Image.open(tmp_path / "one.png"), image[1])
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_of_other_numbers_of_channels_the_first_is_shown(tmp_path, channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, channels), np.uint8)
+    images.save(tmp_path / "one.png", image)
+    np.testing.assert_array_equal(Image.open(tmp_path / "one.png"), image[..., 0])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_film_has_its_frames(tmp_path, channels):
+    frames = np.zeros((3, 1, 4, 4, channels), np.uint8)
+    frames[:, :, :, :, 0] = np.array([50, 120, 200])[:, None, None, None]
+    frames[..., 3:] = 255
+    images.save_film(tmp_path / "film.gif", frames)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 3
+        for number, level in enumerate((50, 120, 200)):
+            film.seek(number)
+            assert film.convert("RGB").getpixel((100, 100)) == (level, *[level if channels == 1 else 0] * 2)

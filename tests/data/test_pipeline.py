@@ -8,11 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from ddpm_jax.data import pipeline, sources
+from ddpm_jax.data import cache, pipeline, sources
 
 
-class Numbers:
-    """Items that are their own number, and a record of those that were read."""
+class Numbers(sources.Source):
+    """Items that are their own index, and a record of those that were read."""
+
+    num_classes = None
 
     def __init__(self, size, broken=(), delay=0.0):
         self.size, self.broken, self.delay = size, broken, delay
@@ -107,6 +109,35 @@ def test_a_process_reads_nothing_but_its_part():
 def test_impossible_batches_are_refused(batch_size, process_index, process_count):
     with pytest.raises(ValueError, match=r"expected .* received"):
         pipeline.batches(Numbers(9), batch_size, 0, process_index=process_index, process_count=process_count)
+
+
+def test_a_source_may_read_a_batch_at_once():
+    class Batched(Numbers):
+        def take(self, indices):
+            return {"label": indices.astype(np.int32) + 1000}
+
+    source = Batched(9)
+    batch = pipeline.batches(source, 4, seed=0, shuffle=False)[1]
+    assert batch["label"].tolist() == [1004, 1005, 1006, 1007] and source.read == []
+
+
+class Bare:
+    """A class that has the items of a source, but does not inherit from it."""
+
+    num_classes = None
+
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        return {"image": np.zeros((1, 1, 1), np.uint8)}
+
+
+@pytest.mark.parametrize("use", [lambda source: pipeline.batches(source, 4, seed=0), cache.CachedSource])
+def test_a_class_without_take_is_refused(use):
+    message = r"^source: expected a method take\(indices\), as inherited from sources\.Source, received Bare without it$"
+    with pytest.raises(TypeError, match=message):
+        use(Bare())
 
 
 def test_a_negative_seed_is_refused():
