@@ -1,7 +1,7 @@
-"""Random numbers that depend on what they are for, never on how the work is divided.
+"""Random numbers that depend on their purpose, never on how the work is divided.
 
 Every draw comes from (seed, stream name, step, example): a named stream, then `fold_in(step)`, then
-`fold_in(example id)`. So batch mates, batch sizes, devices and processes change nothing, and nothing random needs saving.
+`fold_in(example id)`. So the rest of the batch, its size, devices and processes change nothing, and no random state is saved.
 """
 
 import zlib
@@ -26,16 +26,26 @@ def stream(key: jax.Array, name: str) -> jax.Array:
 
 
 def per_example(key: jax.Array, ids: ArrayLike) -> jax.Array:
-    """Derives one key an example.
+    """Derives one key per example.
 
     Args:
         key: A typed key.
-        ids: Integers [B], the examples' global numbers.
+        ids: Global example indices, integers [B].
 
     Returns:
         Keys [B]; the i-th depends on (key, ids[i]) alone.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(ids))
+
+
+def fold(keys: jax.Array, number: ArrayLike) -> jax.Array:
+    """Folds an integer, such as a time or a step, into each of keys [B]."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def global_ids(ids: ArrayLike | None, batch_size: int) -> ArrayLike:
+    """The global example indices: ids if given, otherwise 0..batch_size-1."""
+    return jnp.arange(batch_size) if ids is None else ids
 
 
 def draw(sampler: Callable[..., jax.Array], keys: jax.Array, *args, **kwargs) -> jax.Array:

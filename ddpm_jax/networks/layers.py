@@ -1,10 +1,12 @@
-"""The parts of the UNet of Ho et al. 2020 (appendix B), images NHWC.
+"""The layers of the UNet of Ho et al. 2020 (appendix B), images NHWC.
 
 Parameters are float32; `dtype` is that of convolutions and matrix products. Norms and softmax are computed in float32.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.networks import cpu
-from ddpm_jax.networks.cpu import barrier, mean_over_space, over_images, swish
+from ddpm_jax.networks.cpu import barrier, mean_over_space, over_images
 
 Dtype = jnp.dtype | type
 
@@ -50,6 +52,23 @@ def timestep_embedding(t: jax.Array, dim: int, freq_shift: float = 1.0, cos_firs
     return jnp.concatenate([cos, sin] if cos_first else [sin, cos], axis=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class LazySum:
+    """x + added, a number per channel that is not added yet: the `GroupNorm` that follows adds it at no cost.
+
+    Attributes:
+        x: [B, H, W, C].
+        added: [B, C].
+    """
+
+    x: jax.Array
+    added: jax.Array
+
+    def __add__(self, added: jax.Array) -> LazySum:
+        """Adds another number per channel, [B, C]."""
+        return LazySum(self.x, self.added + added)
+
+
 class Conv(nn.Module):
     """A convolution with a bias.
 
@@ -71,12 +90,17 @@ class Conv(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] -> [B, H / stride, W / stride, features]."""
-        h, bias = self.apart(x)
+        h, bias = self._parts(x)
         return h + bias[:, None, None].astype(self.dtype)
 
+    def lazily(self, x: jax.Array) -> LazySum:
+        """The same, with the bias not added yet."""
+        h, bias = self._parts(x)
+        return LazySum(barrier(h), bias)
+
     @nn.compact
-    def apart(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The same in two parts: without the bias, and the bias per image, float32 [B, features]."""
+    def _parts(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The convolution without the bias, and the bias per image, float32 [B, features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", initializer(self.scale), shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -122,16 +146,13 @@ class DoubleConv(Conv):
         return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, self.features)
 
 
-def conv(features: int, dtype: Dtype, *, size: int = 3, scale: float = 1.0, name: str | None = None) -> Conv:
-    """A convolution that keeps the size of the image."""
-    return Conv(features, dtype, size, scale=scale, name=name)
-
-
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) in float32, with a scale and a bias per channel.
+    """Group normalization (Wu & He 2018) in float32, with a scale and a bias per channel, and what follows it elementwise.
+
+        y = scale (x - mean) / sqrt(variance + eps) + bias,    mean and variance over each group and all positions
 
     Means and variances over space are computed first, per channel; everything from there to one gain and one shift per image
-    and channel is small. So the data are read twice and written once, and adding a number to a whole channel costs nothing.
+    and channel is small. So x is read twice and written once, and adding a number to a whole channel costs nothing.
 
     Attributes:
         num_groups: Number of groups, which divides the channels.
@@ -144,88 +165,53 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        then: Callable[[jax.Array], jax.Array] = lambda y: y,
-        *,
-        added: jax.Array | None = None,
+        x: jax.Array | LazySum,
+        *then: Callable[[jax.Array], jax.Array],
         scale_shift: Sequence[jax.Array] | None = None,
     ) -> jax.Array:
-        """Normalises x + added, scales, shifts and applies `then`, which the backward pass recomputes.
+        """Normalizes x, scales, shifts and applies `then`, which the backward pass recomputes.
 
         Args:
             x: [B, H, W, C].
-            then: An elementwise function of float32 [B, H, W, C].
-            added: [B, C].
+            then: Elementwise functions of float32 [B, H, W, C], such as `swish`, applied in order.
             scale_shift: Each [B, C]: y becomes y (1 + scale) + shift before `then`.
 
         Returns:
             [B, H, W, C], in the dtype of x.
         """
+        x, added = (x.x, x.added.astype(jnp.float32)) if isinstance(x, LazySum) else (x, 0.0)
         batch, height, width, channels = x.shape
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+
+        # Mean and variance per channel.
         flat = x.reshape(batch, height * width, channels).astype(jnp.float32)
-
-        def over_group(of_channel: jax.Array) -> jax.Array:
-            mean = of_channel.reshape(batch, self.num_groups, -1).mean(axis=2, keepdims=True)
-            return jnp.broadcast_to(mean, (batch, self.num_groups, channels // self.num_groups)).reshape(batch, channels)
-
         mean = mean_over_space(flat)
         variance = jnp.maximum(mean_over_space(flat * flat) - mean * mean, 0.0)
-        more = 0.0 if added is None else added.astype(jnp.float32)
-        centre = over_group(mean + more)
-        spread = over_group(variance + jnp.square(mean + more - centre))
-        gain = over_images(scale, batch) * jax.lax.rsqrt(spread + self.eps)
-        shift = over_images(bias, batch) + (more - centre) * gain
+
+        # Mean and variance of x + added per group.
+        group_mean = self._over_group(mean + added)
+        group_variance = self._over_group(variance + jnp.square(mean + added - group_mean))
+
+        # y = gain x + shift.
+        gain = over_images(scale, batch) * jax.lax.rsqrt(group_variance + self.eps)
+        shift = over_images(bias, batch) + (added - group_mean) * gain
         if scale_shift is not None:
             scales, shifts = (a.astype(jnp.float32) for a in scale_shift)
             gain, shift = gain * (1 + scales), shift * (1 + scales) + shifts
 
         @jax.checkpoint
         def apply(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:
-            return then(x.astype(jnp.float32) * gain[:, None, None] + shift[:, None, None]).astype(x.dtype)
+            y = x.astype(jnp.float32) * gain[:, None, None] + shift[:, None, None]
+            return functools.reduce(lambda y, function: function(y), then, y).astype(x.dtype)
 
-        return apply(x, gain, shift)
+        return barrier(apply(x, gain, shift))
 
-
-class ResidualBlock(nn.Module):
-    """norm, swish, conv; add the time; norm, swish, dropout, conv; add the input.
-
-    Attributes:
-        features: Output channels; if the input has another number, a 1x1 convolution adapts it.
-        dropout: Probability that a feature is dropped in training.
-        num_groups: Groups of the norms.
-        norm_eps: Epsilon of the norms.
-        time_scale_shift: Whether the time scales and shifts the output of the second norm instead of being added before it.
-        resample: `halve` or `double`, applied to the input and before the first convolution; None keeps the size.
-        dtype: Compute dtype.
-    """
-
-    features: int
-    dropout: float
-    num_groups: int
-    norm_eps: float
-    time_scale_shift: bool
-    resample: Callable[[jax.Array], jax.Array] | None
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        """x [B, H, W, C], embedding [B, E], keys [B] or None -> [B, H, W, features], or resampled."""
-        h = barrier(GroupNorm(self.num_groups, self.norm_eps, name="norm1")(x, swish))
-        if self.resample is not None:
-            x, h = self.resample(x), self.resample(h)
-        width = (2 if self.time_scale_shift else 1) * self.features
-        time = nn.Dense(width, kernel_init=initializer(), dtype=self.dtype, name="time")(nn.swish(embedding))
-        h, bias = conv(self.features, self.dtype, name="conv1").apart(h)
-        added, scale_shift = (bias, jnp.split(time, 2, axis=-1)) if self.time_scale_shift else (bias + time, None)
-        drop = dropout(dropout_keys, "/".join(self.path), self.dropout)
-        norm = GroupNorm(self.num_groups, self.norm_eps, name="norm2")
-        h = barrier(norm(barrier(h), lambda h: drop(swish(h)), added=added, scale_shift=scale_shift))
-        h = conv(self.features, self.dtype, scale=0.0, name="conv2")(h)
-        if x.shape[-1] != self.features:
-            x = conv(self.features, self.dtype, size=1, name="shortcut")(x)
-        return barrier(x + h)
+    def _over_group(self, of_channel: jax.Array) -> jax.Array:
+        """Means over each group of channels, for each of its channels: [B, C] -> [B, C]."""
+        batch, channels = of_channel.shape
+        mean = of_channel.reshape(batch, self.num_groups, -1).mean(axis=2, keepdims=True)
+        return jnp.broadcast_to(mean, (batch, self.num_groups, channels // self.num_groups)).reshape(batch, channels)
 
 
 def dropout(keys: jax.Array | None, name: str, probability: float) -> Callable[[jax.Array], jax.Array]:
@@ -258,41 +244,6 @@ def dropout(keys: jax.Array | None, name: str, probability: float) -> Callable[[
         return jnp.where(kept, x / (1 - probability), 0.0)
 
     return drop
-
-
-class Attention(nn.Module):
-    """Self-attention over all positions of the image (Wang et al. 2018), added to its input.
-
-    Attributes:
-        num_heads: Number of heads, which divides the channels.
-        num_groups: Groups of the norm; None for no norm.
-        norm_eps: Epsilon of the norm.
-        dtype: Compute dtype.
-    """
-
-    num_heads: int
-    num_groups: int | None
-    norm_eps: float
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, H, W, C] -> [B, H, W, C]."""
-        batch, height, width, channels = x.shape
-        if channels % self.num_heads:
-            raise ValueError(f"num_heads: expected a divisor of {channels} channels, received {self.num_heads}")
-        h = x if self.num_groups is None else GroupNorm(self.num_groups, self.norm_eps, name="norm")(x)
-        h = barrier(h).reshape(batch, height * width, channels)
-
-        def project(name):
-            h_projected = nn.Dense(channels, kernel_init=initializer(), dtype=self.dtype, name=name)(h)
-            return h_projected.reshape(batch, height * width, self.num_heads, channels // self.num_heads)
-
-        q, k, v = project("query"), project("key"), project("value")
-        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        weights = nn.softmax(logits, axis=-1).astype(self.dtype)
-        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(batch, height, width, channels)
-        return barrier(x + nn.Dense(channels, kernel_init=initializer(0.0), dtype=self.dtype, name="output")(h))
 
 
 def downsample(x: jax.Array, dtype: Dtype, symmetric: bool, name: str) -> jax.Array:

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.networks import layers
-from ddpm_jax.networks.cpu import barrier
+from ddpm_jax.networks import blocks, layers
+from ddpm_jax.networks.cpu import barrier, swish
 
 MIDDLES = ("attention", "attention_without_norm", "blocks", "none")
 
@@ -101,6 +101,7 @@ class UNet(nn.Module):
             ValueError: images that the levels cannot halve, channels that the groups or heads do not divide, labels that are
                 out of range, missing or unexpected, a condition of another size.
         """
+        # Labels are optional in `init`, and dropout keys with `rngs`.
         if self.num_classes is not None and self.is_initializing() and labels is None:
             labels = jnp.zeros(t.shape, jnp.int32)
         self._check(x_t, labels, condition)
@@ -108,15 +109,21 @@ class UNet(nn.Module):
             dropout_keys = None
         elif self.dropout > 0 and dropout_keys is None:
             dropout_keys = jax.random.split(self.make_rng("dropout"), len(x_t))
+
+        # The embedding of time and label, for every block; the first convolution.
         embedding = self._embed(t, labels)
         h = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
-        h = layers.conv(self.channels, self.dtype, name="stem")(h.astype(self.dtype))
+        h = layers.Conv(self.channels, self.dtype, name="stem")(h.astype(self.dtype))
+
+        # Encoder, bottleneck, decoder.
         h, skips = self._down(h, embedding, dropout_keys)
         h = self._middle(h, embedding, dropout_keys)
         h = self._up(h, skips, embedding, dropout_keys)
-        h = barrier(layers.GroupNorm(self.num_groups, self.norm_eps, name="head_norm")(h, layers.swish))
+
+        # Norm, swish, conv.
+        h = layers.GroupNorm(self.num_groups, self.norm_eps, name="head_norm")(h, swish)
         out_channels = x_t.shape[-1] if self.out_channels is None else self.out_channels
-        return layers.conv(out_channels, self.dtype, scale=0.0, name="head")(h).astype(jnp.float32)
+        return layers.Conv(out_channels, self.dtype, scale=0.0, name="head")(h).astype(jnp.float32)
 
     def _embed(self, t: jax.Array, labels: jax.Array | None) -> jax.Array:
         h = layers.timestep_embedding(self.time_scale * t, self.channels, self.freq_shift, self.cos_first)
@@ -174,17 +181,17 @@ class UNet(nn.Module):
             attends = level in self.attention_levels
         return self._attention(h.shape[-1], self.num_groups, name)(h) if attends else h
 
-    def _block(self, features: int, name: str, resample: Callable | None = None) -> layers.ResidualBlock:
-        kind = nn.remat(layers.ResidualBlock) if self.remat else layers.ResidualBlock
+    def _block(self, features: int, name: str, resample: Callable | None = None) -> blocks.ResidualBlock:
+        kind = nn.remat(blocks.ResidualBlock) if self.remat else blocks.ResidualBlock
         return kind(
             features, self.dropout, self.num_groups, self.norm_eps, self.time_scale_shift, resample, self.dtype, name=name
         )
 
-    def _attention(self, features: int, num_groups: int | None, name: str) -> layers.Attention:
+    def _attention(self, features: int, num_groups: int | None, name: str) -> blocks.Attention:
         if self.head_dim is not None and features % self.head_dim:
             raise ValueError(f"head_dim: expected a divisor of {features} channels, received {self.head_dim}")
         num_heads = self.num_heads if self.head_dim is None else features // self.head_dim
-        kind = nn.remat(layers.Attention) if self.remat else layers.Attention
+        kind = nn.remat(blocks.Attention) if self.remat else blocks.Attention
         return kind(num_heads, num_groups, self.norm_eps, self.dtype, name=name)
 
     def _check(self, x_t: jax.Array, labels: jax.Array | None, condition: jax.Array | None) -> None:

@@ -2,14 +2,14 @@
 
     alpha^2 = sigmoid(log_snr),    sigma^2 = sigmoid(-log_snr)                       (Kingma et al. 2021, arXiv 2107.00630)
 
-What matters of a schedule is which log_snr it visits and how often; finer discrete schedules of one function of time are
-refinements of one process.
+A schedule matters only by the log_snr that it visits and how often; discrete schedules of one function of time, at any
+number of steps, are discretizations of one process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from ddpm_jax.schedules.level import Array, Level, signal_and_noise
 
 
 class ContinuousSchedule(NamedTuple):
-    """A noise schedule for every time in [0, 1]; both functions take and return arrays of any shape, of numpy or of JAX.
+    """A noise schedule for every time in [0, 1]; both functions map arrays of any shape, numpy to numpy and JAX to JAX.
 
     Attributes:
         log_snr: t -> log(alpha^2 / sigma^2), strictly falling.
@@ -74,11 +74,12 @@ class ContinuousSchedule(NamedTuple):
         Raises:
             ValueError: log_snr is concrete and out of range.
         """
-        xp: Any = jnp if isinstance(log_snr, jax.core.Tracer) else np
-        wanted: Array = xp.asarray(log_snr) if xp is jnp else np.asarray(log_snr, np.float64)
+        known = not isinstance(log_snr, jax.core.Tracer)
+        wanted: Array = np.asarray(log_snr, np.float64) if known else jnp.asarray(log_snr)
+        xp = wanted.__array_namespace__()
         t = xp.where(wanted == np.inf, 0.0, self.time(wanted))
-        inside = (t >= -1e-6) & (t <= 1 + 1e-6)  # but for rounding
-        if xp is np and not np.all(inside):
+        inside = (t >= -1e-6) & (t <= 1 + 1e-6)  # up to rounding
+        if known and not np.all(inside):
             raise ValueError(f"log_snr: expected those of times 0 to 1, or inf, received {wanted[~inside]}")
         return Level(xp.where(inside, xp.clip(t, 0, 1), np.nan), *signal_and_noise(wanted))
 
@@ -89,7 +90,7 @@ class ContinuousSchedule(NamedTuple):
             num_steps: T, at least 1.
 
         Returns:
-            The Schedule: its integer t stands for the time (t + 1) / T.
+            The Schedule; its integer t is the time (t + 1) / T.
 
         Raises:
             ValueError: num_steps is below 1, or log_snr does not fall.
@@ -98,13 +99,13 @@ class ContinuousSchedule(NamedTuple):
 
 
 def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> ContinuousSchedule:
-    """The variance-preserving SDE of Song et al. 2020 (arXiv 2011.13456), appendix B, which DDPM's linear betas approach.
+    """The variance-preserving SDE of Song et al. 2020 (arXiv 2011.13456), appendix B: the limit of DDPM's linear betas.
 
         log alpha_bar = -beta_min t - (beta_max - beta_min) t^2 / 2
 
     Args:
-        beta_min: The rate of noise at t = 0, above 0. T betas from beta_min / T to beta_max / T are its discrete form.
-        beta_max: At t = 1, at least beta_min.
+        beta_min: Noise rate at t = 0, above 0. The discrete form has T betas from beta_min / T to beta_max / T.
+        beta_max: Noise rate at t = 1, at least beta_min.
 
     Returns:
         The ContinuousSchedule.
@@ -117,13 +118,13 @@ def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> ContinuousSchedu
     slope = beta_max - beta_min
 
     def log_snr(t: Array) -> Array:
-        xp = _namespace(t)
+        xp = t.__array_namespace__()
         noise = beta_min * t + slope / 2 * t**2  # -log alpha_bar
         with np.errstate(divide="ignore"):
             return -xp.log(xp.expm1(noise))
 
     def time(log_snr: Array) -> Array:
-        xp = _namespace(log_snr)
+        xp = log_snr.__array_namespace__()
         noise = xp.logaddexp(0.0, -log_snr)
         return 2 * noise / (beta_min + xp.sqrt(beta_min**2 + 2 * slope * noise))  # no cancellation near t = 0
 
@@ -131,13 +132,13 @@ def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> ContinuousSchedu
 
 
 def cosine(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> ContinuousSchedule:
-    """alpha = cos(pi t / 2), cut to a range of log_snr (Hoogeboom et al. 2023, arXiv 2301.11093, section 3.1).
+    """alpha = cos(pi t / 2), restricted to a range of log_snr (Hoogeboom et al. 2023, arXiv 2301.11093, section 3.1).
 
         log_snr = -2 log tan(a + (b - a) t),    tan(a) = exp(-log_snr_max / 2),    tan(b) = exp(-log_snr_min / 2)
 
     Args:
-        log_snr_min: At t = 1; may be -inf.
-        log_snr_max: At t = 0, above log_snr_min; may be inf.
+        log_snr_min: log_snr at t = 1; may be -inf.
+        log_snr_max: log_snr at t = 0, above log_snr_min; may be inf.
 
     Returns:
         The ContinuousSchedule.
@@ -151,26 +152,26 @@ def cosine(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> ContinuousS
     rest = float(np.arctan(np.exp(log_snr_min / 2)))  # pi / 2 - end
 
     def log_snr(t: Array) -> Array:
-        xp = _namespace(t)
+        xp = t.__array_namespace__()
         noise, signal = start + (end - start) * t, rest + (end - start) * (1 - t)  # cos(noise) = sin(signal), exact near t = 1
         with np.errstate(divide="ignore"):
             return 2 * (xp.log(xp.sin(signal)) - xp.log(xp.sin(noise)))
 
     def time(log_snr: Array) -> Array:
-        xp = _namespace(log_snr)
+        xp = log_snr.__array_namespace__()
         return (xp.arctan(xp.exp(-log_snr / 2)) - start) / (end - start)
 
     return ContinuousSchedule(log_snr, time)
 
 
 def shifted(schedule: ContinuousSchedule, ratio: float) -> ContinuousSchedule:
-    """More noise for larger images, whose pixels say the same thing several times (Hoogeboom et al. 2023, section 3.1).
+    """Adds more noise for larger images, whose neighbouring pixels are redundant (Hoogeboom et al. 2023, section 3.1).
 
         log_snr_shifted(t) = log_snr(t) + 2 log(ratio)
 
     Args:
-        schedule: The schedule that suits small images.
-        ratio: Their size over the larger ones', above 0; 64 / 256 for a schedule made for 64 x 64.
+        schedule: A schedule for small images.
+        ratio: Small size over large size, above 0; 64 / 256 to use a schedule for 64 x 64 at 256 x 256.
 
     Returns:
         The ContinuousSchedule.
@@ -182,7 +183,3 @@ def shifted(schedule: ContinuousSchedule, ratio: float) -> ContinuousSchedule:
         raise ValueError(f"ratio: expected above 0, received {ratio}")
     shift = 2 * float(np.log(ratio))
     return ContinuousSchedule(lambda t: schedule.log_snr(t) + shift, lambda log_snr: schedule.time(log_snr - shift))
-
-
-def _namespace(a: Any) -> Any:
-    return jnp if isinstance(a, jax.Array) else np

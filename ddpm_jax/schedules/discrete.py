@@ -2,27 +2,27 @@
 
     x_t = alpha x0 + sigma eps,    alpha = sqrt(alpha_bar),    sigma = sqrt(1 - alpha_bar)
 
-t is an integer in 0..T-1; t = 0 is one step of noise (the paper's t minus 1). `alpha` and `sigma` are the signal and the
-noise scale; the per-step quantity that Ho et al. call alpha_t is `1 - beta` here.
+t is an integer in 0..T-1; t = 0 is one step of noise (the paper's t minus 1). `alpha` and `sigma` are the signal and noise
+scales; the per-step quantity that Ho et al. call alpha_t is written `1 - beta`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax.schedules.level import HasLevels, Level, lookup, signal_and_noise
+from ddpm_jax.schedules.level import Array, HasLevels, Level, lookup, signal_and_noise
 
 
 class Schedule(NamedTuple):
     """The tables of a discrete-time diffusion process, each [T].
 
-    They are computed in float64 and stored in JAX's default precision: float32, or float64 under `jax_enable_x64`. Each
-    table is its own, since 1 - alpha_bar in float32 keeps four digits at t = 0, where `sigma` keeps seven.
+    They are computed in float64 and stored in JAX's default precision: float32, or float64 under `jax_enable_x64`. Each is
+    stored, because 1 - alpha_bar in float32 keeps four digits at t = 0, and `sigma` seven.
 
     Attributes:
         beta: Variance of the noise that step t adds, in (0, 1).
@@ -38,7 +38,7 @@ class Schedule(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """T, the number of steps of noise."""
+        """T."""
         return len(self.beta)
 
     @property
@@ -53,46 +53,52 @@ class Schedule(NamedTuple):
             t: Integers in 0..T-1, of any shape.
 
         Returns:
-            The Level, its arrays in the shape of t. Under `jit`, where t cannot be checked, a t outside 0..T-1 gives
-            NaN, never a neighbour.
+            The Level, its arrays in the shape of t. A t that is traced, as under `jit`, cannot be checked: outside 0..T-1
+            it gives NaN, never a neighbour.
 
         Raises:
             TypeError: t is not an integer.
             ValueError: t is concrete and outside 0..T-1.
+
+        >>> import numpy as np
+        >>> from ddpm_jax import schedules
+        >>> level = schedules.linear(1000).level(np.array([0, 999]))
+        >>> print(level.alpha.round(3), level.sigma.round(3))
+        [1.    0.006] [0.01 1.  ]
         """
         t = self.checked(t)
         return Level(t, lookup(self.alpha, t), lookup(self.sigma, t))
 
     @property
     def log_snr(self) -> np.ndarray:
-        """log(alpha^2 / sigma^2) of every step, float64 [T], falling; -inf where alpha is 0."""
-        with np.errstate(divide="ignore"):
-            return 2 * (np.log(np.asarray(self.alpha, np.float64)) - np.log(np.asarray(self.sigma, np.float64)))
+        """log(alpha^2 / sigma^2) of every step, float64 [T], falling; -inf if alpha is 0."""
+        alpha, sigma = np.asarray(self.alpha, np.float64), np.asarray(self.sigma, np.float64)
+        return np.asarray(Level(np.arange(self.num_steps), alpha, sigma).log_snr)
 
     def level_at(self, log_snr: ArrayLike) -> Level:
-        """The level of a given signal-to-noise ratio, at a fractional time between the schedule's own.
+        """The level of a given signal-to-noise ratio, in general at a non-integer time.
 
-        Time is interpolated linearly in log_snr, as DPM-Solver does (Lu et al. 2022, arXiv 2206.00927, appendix D.4); alpha
+        Time is interpolated linearly in log_snr, as in DPM-Solver (Lu et al. 2022, arXiv 2206.00927, appendix D.4); alpha
         and sigma are exact.
 
         Args:
             log_snr: log(alpha^2 / sigma^2), of any shape, within those of the schedule's steps, or inf for clean data.
 
         Returns:
-            The Level; its t is 0 at the clean end. Where log_snr is traced and out of range, t is NaN.
+            The Level; its t is 0 at the clean level, and NaN if log_snr is traced and out of range.
 
         Raises:
             ValueError: log_snr is concrete and out of range.
         """
         table, known = self.log_snr, not isinstance(log_snr, jax.core.Tracer)
-        xp: Any = np if known else jnp
-        log_snr = np.asarray(log_snr, np.float64) if known else jnp.asarray(log_snr)
+        wanted: Array = np.asarray(log_snr, np.float64) if known else jnp.asarray(log_snr)
+        xp = wanted.__array_namespace__()
         slack = 1e-4  # a level's own log_snr, rounded, is within the range
-        inside = (log_snr >= table[-1] - slack) & (log_snr <= table[0] + slack) | (log_snr == np.inf)
+        inside = (wanted >= table[-1] - slack) & (wanted <= table[0] + slack) | (wanted == np.inf)
         if known and not np.all(inside):
-            raise ValueError(f"log_snr: expected {table[-1]:.6g} to {table[0]:.6g}, or inf, received {log_snr[~inside]}")
-        t = xp.interp(-log_snr, xp.asarray(-table), xp.arange(self.num_steps, dtype=log_snr.dtype))
-        return Level(xp.where(inside, t, np.nan), *signal_and_noise(log_snr))
+            raise ValueError(f"log_snr: expected {table[-1]:.6g} to {table[0]:.6g}, or inf, received {wanted[~inside]}")
+        t = xp.interp(-wanted, xp.asarray(-table), xp.arange(self.num_steps, dtype=wanted.dtype))
+        return Level(xp.where(inside, t, np.nan), *signal_and_noise(wanted))
 
     def checked(self, t: ArrayLike) -> jax.Array:
         """Returns t as an array, or raises TypeError and ValueError as `level` does."""
@@ -127,7 +133,7 @@ def from_log_snr(log_snr: ArrayLike) -> Schedule:
     """Builds a schedule from the signal-to-noise ratios of its steps.
 
     Args:
-        log_snr: log(alpha^2 / sigma^2) [T], strictly falling and finite; the last may be -inf, where no signal is left.
+        log_snr: log(alpha^2 / sigma^2) [T], strictly falling and finite; the last may be -inf, which leaves no signal.
 
     Returns:
         The Schedule, with T steps.
@@ -146,12 +152,12 @@ def from_log_snr(log_snr: ArrayLike) -> Schedule:
 
 def _from_log_alpha_bar(log_alpha_bar: np.ndarray, beta: np.ndarray) -> Schedule:
     alpha_bar, alpha, sigma = np.exp(log_alpha_bar), np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
-    with jax.ensure_compile_time_eval():  # tables are known numbers, also when a compiled function makes them
+    with jax.ensure_compile_time_eval():  # concrete tables, also inside a compiled function
         return Schedule(*map(jnp.asarray, (beta, alpha_bar, alpha, sigma)))
 
 
 def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """The schedule of Ho et al. 2020, section 4: betas that grow linearly.
+    """The schedule of Ho et al. 2020, section 4: linearly increasing betas.
 
     Args:
         num_steps: T, at least 1.
@@ -163,12 +169,19 @@ def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.
 
     Raises:
         ValueError: num_steps is below 1 or a beta outside (0, 1).
+
+    >>> from ddpm_jax import schedules
+    >>> schedule = schedules.linear(1000)
+    >>> schedule.num_steps, schedule.beta.shape
+    (1000, (1000,))
+    >>> print(f"{schedule.alpha_bar[-1]:.1e}")  # almost no signal left
+    4.0e-05
     """
     return from_betas(np.linspace(beta_start, beta_end, checked_num_steps(num_steps), dtype=np.float64))
 
 
 def quadratic(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas whose square roots grow linearly ("quad" in the code of Ho et al. 2020); arguments as for `linear`."""
+    """Betas whose square roots increase linearly ("quad" in the code of Ho et al. 2020); arguments as for `linear`."""
     return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, checked_num_steps(num_steps), dtype=np.float64) ** 2)
 
 
@@ -178,13 +191,13 @@ def constant(num_steps: int = 1000, beta: float = 0.02) -> Schedule:
 
 
 def warmup(num_steps: int = 1000, fraction: float = 0.1, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas that grow linearly over the first steps and then stay ("warmup10" and "warmup50" in the code of Ho et al. 2020).
+    """Betas that increase linearly, then stay constant ("warmup10" and "warmup50" in the code of Ho et al. 2020).
 
     Args:
         num_steps: T, at least 1.
-        fraction: The share of the steps over which beta grows, in [0, 1].
+        fraction: Fraction of the steps over which beta increases, in [0, 1].
         beta_start: beta at t = 0, in (0, 1).
-        beta_end: beta from the end of the growth on, in (0, 1).
+        beta_end: beta after the warm-up, in (0, 1).
 
     Returns:
         The Schedule.
@@ -195,15 +208,15 @@ def warmup(num_steps: int = 1000, fraction: float = 0.1, beta_start: float = 1e-
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction: expected 0 to 1, received {fraction}")
     beta = np.full(checked_num_steps(num_steps), beta_end, np.float64)
-    growing = int(num_steps * fraction)
-    beta[:growing] = np.linspace(beta_start, beta_end, growing)
+    num_warmup = int(num_steps * fraction)
+    beta[:num_warmup] = np.linspace(beta_start, beta_end, num_warmup)
     return from_betas(beta)
 
 
 def jsd(num_steps: int = 1000) -> Schedule:
     """beta = 1/T, 1/(T - 1), ..., 1 (Sohl-Dickstein et al. 2015, arXiv 1503.03585, section 2.4.1): alpha_bar falls linearly.
 
-    The last step leaves no signal: alpha is 0 there, and a network that predicts eps or score says nothing of x0.
+    The last step leaves no signal: alpha is 0 there, and a prediction of eps or score carries no information about x0.
 
     Args:
         num_steps: T, at least 1.
@@ -226,7 +239,7 @@ def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999
 
     Args:
         num_steps: T, at least 1.
-        offset: Keeps beta at t = 0 from being too small; at least 0.
+        offset: Keeps beta from being too small near t = 0; at least 0.
         max_beta: The largest beta, in (0, 1).
 
     Returns:
@@ -242,22 +255,22 @@ def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999
 def sigmoid(
     num_steps: int = 1000, start: float = -3.0, end: float = 3.0, temperature: float = 1.0, max_beta: float = 0.999
 ) -> Schedule:
-    """The schedule of Jabri et al. 2022 (arXiv 2212.11972), algorithm 1: alpha_bar falls as a piece of the sigmoid.
+    """The schedule of Jabri et al. 2022 (arXiv 2212.11972), algorithm 1: alpha_bar falls as a segment of a sigmoid.
 
         alpha_bar(u) proportional to sigmoid(end / temperature) - sigmoid((start + u (end - start)) / temperature)
 
     Args:
         num_steps: T, at least 1.
-        start: Where the piece begins, below end.
+        start: Where the segment begins, below end.
         end: Where it ends.
-        temperature: Above 0; lower ones make the middle steeper.
+        temperature: Above 0; lower values make the middle steeper.
         max_beta: The largest beta, in (0, 1).
 
     Returns:
         The Schedule.
 
     Raises:
-        ValueError: num_steps is below 1, the piece does not rise, or the betas leave (0, 1).
+        ValueError: num_steps is below 1, the segment does not rise, or the betas leave (0, 1).
     """
     if not (start < end and temperature > 0):
         raise ValueError(f"sigmoid: expected start < end and temperature > 0, received {start}, {end} and {temperature}")
@@ -269,13 +282,13 @@ def sigmoid(
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """Shifts and scales alpha so that the last step leaves no signal, algorithm 1 of Lin et al. 2023 (arXiv 2305.08891).
 
-    For networks that predict v or x0: at alpha = 0 a prediction of eps or score says nothing of x0.
+    For networks that predict v or x0: at alpha = 0 a prediction of eps or score carries no information about x0.
 
     Args:
         schedule: The schedule, at least 2 steps.
 
     Returns:
-        The Schedule; alpha is as before at t = 0, and 0 at T - 1.
+        The Schedule; alpha is unchanged at t = 0, and 0 at T - 1.
 
     Raises:
         ValueError: the schedule has one step.
@@ -283,7 +296,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     if schedule.num_steps < 2:
         raise ValueError(f"schedule: expected at least 2 steps, received {schedule.num_steps}")
     with np.errstate(divide="ignore"):
-        alpha = np.exp(np.cumsum(np.log1p(-np.asarray(schedule.beta, np.float64))) / 2)  # finer than the stored alpha
+        alpha = np.exp(np.cumsum(np.log1p(-np.asarray(schedule.beta, np.float64))) / 2)  # more accurate than the stored alpha
         alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
         beta = 1 - (alpha / np.append(1, alpha[:-1])) ** 2
         return _from_log_alpha_bar(2 * np.log(alpha), beta)
@@ -294,7 +307,7 @@ def require_discrete(schedule: HasLevels, purpose: str) -> Schedule:
 
     Args:
         schedule: In discrete or continuous time.
-        purpose: What is undefined in continuous time, for the message.
+        purpose: The quantity that continuous time leaves undefined, for the message.
 
     Returns:
         The schedule, as a Schedule.
@@ -315,5 +328,5 @@ def checked_num_steps(num_steps: int) -> int:
 
 
 def _capped(alpha_bar: np.ndarray, max_beta: float) -> Schedule:
-    """The schedule through alpha_bar [T + 1], from 1 on, with no beta above max_beta."""
+    """The schedule with the given alpha_bar [T + 1], which begins with 1, and betas capped at max_beta."""
     return from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))

@@ -1,7 +1,4 @@
-"""Noise levels, and the protocol of every schedule of them.
-
-x_t = alpha x0 + sigma eps
-"""
+"""Noise levels, x_t = alpha x0 + sigma eps, and the protocol of noise schedules."""
 
 from __future__ import annotations
 
@@ -18,6 +15,12 @@ Array = jax.Array | np.ndarray
 class Level(NamedTuple):
     """One noise level (scalars or [B]), or a grid of them ([N + 1]).
 
+    >>> import numpy as np
+    >>> from ddpm_jax.schedules import Level
+    >>> level = Level(t=np.array([0.0, 0.5]), alpha=np.array([1.0, 0.6]), sigma=np.array([0.0, 0.8]))
+    >>> print(level.log_snr.round(3))
+    [   inf -0.575]
+
     Attributes:
         t: The time passed to the network; 0 at the clean level.
         alpha: Signal scale, in [0, 1].
@@ -30,7 +33,7 @@ class Level(NamedTuple):
 
     @property
     def log_snr(self) -> Array:
-        """log(alpha^2 / sigma^2): infinite at the clean level, minus infinity at pure noise."""
+        """log(alpha^2 / sigma^2): inf at the clean level, -inf at pure noise."""
         xp = self.alpha.__array_namespace__()
         with np.errstate(divide="ignore"):
             return 2 * (xp.log(self.alpha) - xp.log(self.sigma))
@@ -55,13 +58,13 @@ class HasLevels(Protocol):
 
 
 def log_snr_range(schedule: HasLevels, cleanest: float = 1e-3) -> tuple[float, float]:
-    """The noisiest and the least noisy log_snr of a schedule, both finite.
+    """The smallest and the largest finite log_snr of a schedule: of its steps, or of t = 1 and t = cleanest.
 
     Args:
-        schedule: Its steps, or in continuous time t = 1 and t = cleanest.
-        cleanest: A time in (0, 1), in continuous time; 1/1000 is the first of 1,000 steps.
+        schedule: In discrete or continuous time.
+        cleanest: The time of the largest, in (0, 1), if time is continuous; 1/1000 is the first of 1,000 steps.
     """
-    with jax.ensure_compile_time_eval():  # known numbers, also within a compiled function
+    with jax.ensure_compile_time_eval():  # concrete numbers, also inside a compiled function
         level = schedule.level(np.array([cleanest, 1.0]) if schedule.num_steps is None else np.arange(schedule.num_steps))
     log_snr = Level(*(np.asarray(a, np.float64) for a in level)).log_snr
     finite = log_snr[np.isfinite(log_snr)]
@@ -69,7 +72,7 @@ def log_snr_range(schedule: HasLevels, cleanest: float = 1e-3) -> tuple[float, f
 
 
 def signal_and_noise(log_snr: Array) -> tuple[Array, Array]:
-    """alpha = sqrt(sigmoid(log_snr)) and sigma = sqrt(sigmoid(-log_snr)), 1 and 0 at infinity; numpy for numpy."""
+    """alpha = sqrt(sigmoid(log_snr)) and sigma = sqrt(sigmoid(-log_snr)), 1 and 0 at inf; numpy if log_snr is numpy."""
     xp = log_snr.__array_namespace__()
     return xp.exp(-xp.logaddexp(0.0, -log_snr) / 2), xp.exp(-xp.logaddexp(0.0, log_snr) / 2)
 
@@ -81,7 +84,7 @@ def safe_divide(a: ArrayLike, b: Array, otherwise: ArrayLike = 0.0) -> Array:
 
 
 def lookup(table: jax.Array, t: jax.Array) -> jax.Array:
-    """Reads table[t], and NaN where t lies outside the table (an index of JAX's own would clamp).
+    """Reads table[t], or NaN if t lies outside the table (JAX's own indexing would clamp).
 
     Args:
         table: [T].
