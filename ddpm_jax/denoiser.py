@@ -1,4 +1,4 @@
-"""From a network to an estimate of the clean data: what every sampler is given."""
+"""From a network to a Denoise, the estimate of the clean data that every sampler uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddpm_jax import diffusion
 from ddpm_jax.schedules import HasLevels, Level, Schedule, require_discrete
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
-"""(x_t [B, ...], t [B]) -> the network's raw output; parameters, labels and dropout key are already bound."""
+"""(x_t [B, ...], t [B]) -> the network's raw output; parameters, labels and dropout keys are already bound."""
 
 
 class Denoised(NamedTuple):
@@ -44,10 +44,10 @@ def make_denoise(
     """Turns a network into a Denoise.
 
     Args:
-        schedule: The schedule that the network was trained on, in discrete or continuous time. A level whose t is out of
-            its range, 0 to `schedule.last`, gives NaN.
+        schedule: The schedule that the network was trained on, in discrete or continuous time. A level whose t is outside
+            0 to `schedule.last` gives NaN.
         predict: The network, (x_t [B, ..., C], t [B]) -> [B, ..., C], or [B, ..., 2C] if it learned its variance.
-        prediction: What it predicts: "eps", "x0", "v", "score", or "mean" (in discrete time only).
+        prediction: The quantity it predicts: "eps", "x0", "v", "score", or "mean" (in discrete time only).
         clip: Whether x0 is clipped to [-1, 1], as DDPM does in sampling, and eps recomputed from it.
         variance: One of VARIANCES. With "learned" and "learned_raw", in discrete time only, the second half of the
             output's last axis is the variance.
@@ -57,16 +57,23 @@ def make_denoise(
 
     Raises:
         ValueError: an unknown prediction or variance, or one that continuous time does not have; when called, an output
-            with a wrong number of channels.
-        TypeError: when called, "mean" or "learned_raw" at fractional times.
+            with the wrong number of channels.
+        TypeError: when called, "mean" or "learned_raw" at non-integer times.
+
+    >>> import jax.numpy as jnp
+    >>> from ddpm_jax import schedules
+    >>> schedule = schedules.linear(1000)
+    >>> denoise = make_denoise(schedule, lambda x_t, t: jnp.zeros_like(x_t))  # a network that predicts eps = 0
+    >>> print(denoise(jnp.array([[-2.0, 0.0, 2.0]]), schedule.level(100)).x0)  # x_t / alpha, clipped
+    [[-1.  0.  1.]]
     """
     _check(schedule, prediction, variance)
 
     def denoise(x_t: jax.Array, level: Level) -> Denoised:
         output = predict(x_t, jnp.broadcast_to(level.t, x_t.shape[:1]))
         denoised = read(schedule, level, x_t, output, prediction, variance)
-        known = diffusion.expand((level.t >= 0) & (level.t <= schedule.last), x_t)
-        return jax.tree.map(lambda a: jnp.where(known, a, jnp.nan), denoised)
+        in_range = diffusion.expand((level.t >= 0) & (level.t <= schedule.last), x_t)
+        return jax.tree.map(lambda a: jnp.where(in_range, a, jnp.nan), denoised)
 
     return clipped(denoise) if clip else denoise
 
@@ -86,18 +93,18 @@ def _check(schedule: HasLevels, prediction: str, variance: str) -> None:
 def read(
     schedule: HasLevels, level: Level, x_t: jax.Array, output: jax.Array, prediction: str, variance: str = "fixed_large"
 ) -> Denoised:
-    """Reads the output of a network: the estimate of the clean data, the noise, and the variance of the step if learned.
+    """Reads a network's output as the estimate of the clean data, the noise and, if learned, the variance.
 
         learned       u [B, ..., C] -> fraction (u + 1) / 2: log variance = fraction log beta + (1 - fraction) log
                       beta_tilde                                     (Eq. 15, Nichol & Dhariwal 2021, arXiv 2102.09672)
         learned_raw   u is the log variance itself ("learned" in the code of Ho et al. 2020), converted to the equivalent
-                      fraction, so that it serves steps of any length; needs integer times
+                      fraction, so that it applies to steps of any length; needs integer times
 
     Args:
         schedule: The schedule of the network, in discrete time for a mean or a learned variance.
         level: Scalars or [B].
         x_t: Noisy data [B, ..., C].
-        output: [B, ..., C], and [B, ..., 2C] if the variance is learned: prediction first, then u.
+        output: [B, ..., C], or [B, ..., 2C] if the variance is learned: prediction first, then u.
         prediction: "eps", "x0", "v", "score" or "mean".
         variance: One of VARIANCES.
 
@@ -105,9 +112,9 @@ def read(
         The Denoised, not clipped.
 
     Raises:
-        ValueError: an unknown prediction or variance, or one that continuous time does not have; an output in another
+        ValueError: an unknown prediction or variance, or one that continuous time does not have; an output of another
             shape.
-        TypeError: "mean" or "learned_raw" at fractional times.
+        TypeError: "mean" or "learned_raw" at non-integer times.
     """
     _check(schedule, prediction, variance)
     output, u = split(output, x_t, variance)
@@ -122,10 +129,10 @@ def read(
 
 
 def split(output: jax.Array, x_t: jax.Array, variance: str) -> tuple[jax.Array, jax.Array | None]:
-    """Divides the output of a network into prediction and variance, None where that is fixed.
+    """Splits a network's output into prediction and variance (None if the variance is fixed).
 
     Raises:
-        ValueError: an output in another shape than that of x_t, its last axis doubled where the variance is learned.
+        ValueError: the output has another shape than x_t, with twice the channels if the variance is learned.
     """
     learned = variance.startswith("learned")
     expected = (*x_t.shape[:-1], 2 * x_t.shape[-1]) if learned else x_t.shape
@@ -148,8 +155,8 @@ def p_reverse(
         denoised: The denoiser's prediction at x_t.
         x_t: Noisy data [B, ...].
         t: Integers in 0..T-1, [B] or a scalar.
-        variance: "fixed_small", the posterior's; "fixed_large", beta; "learned", by `denoised.fraction`. At t = 0 the
-            posterior's, which is 0, is taken from t = 1, and "fixed_large" is that too, as in the authors' code.
+        variance: "fixed_small", the posterior's; "fixed_large", beta; "learned", from `denoised.fraction`. At t = 0 the
+            posterior's, which is 0, is replaced by that at t = 1, also for "fixed_large", as in the authors' code.
 
     Returns:
         The Gaussian.
@@ -168,7 +175,7 @@ def p_reverse(
             log_variance = jnp.where(diffusion.expand(jnp.equal(t, 0), x_t), small, small + span)
         case "learned" | "learned_raw":
             if denoised.fraction is None:
-                raise ValueError("variance: expected fixed_small or fixed_large where the network has not learned one, "
+                raise ValueError("variance: expected fixed_small or fixed_large if the network has not learned one, "
                                  f"received {variance!r}")  # fmt: skip
             log_variance = small + denoised.fraction * span
         case _:
@@ -177,14 +184,14 @@ def p_reverse(
 
 
 def clipped(denoise: Denoise, low: float = -1.0, high: float = 1.0, rederive_eps: bool = True) -> Denoise:
-    """Clips the estimate of the clean data to the range that the data have; composes last, after any guidance.
+    """Clips the estimate of the clean data to the range of the data; applied last, after any guidance.
 
     Args:
         denoise: The Denoise to clip.
         low: The smallest value of the data.
         high: The largest value.
-        rederive_eps: Whether eps is made to agree with the clipped x0 (so that x_t = alpha x0 + sigma eps holds), or kept
-            as the network said. It matters to samplers that use both, as DDIM does; DDPM uses x0 alone.
+        rederive_eps: Whether eps is recomputed from the clipped x0, so that x_t = alpha x0 + sigma eps holds, or kept as
+            predicted. It matters to samplers that use both, such as DDIM; DDPM uses x0 alone.
 
     Returns:
         The clipped Denoise.

@@ -1,13 +1,20 @@
-"""The forward process, and the ways to say what a network predicts.
+"""The forward process and the prediction parameterizations.
 
 Notation, here and everywhere:
 
     x_t = alpha x0 + sigma eps          x0 clean data in [-1, 1], eps standard normal      (Eq. 4, Ho et al. 2020)
     v = alpha eps - sigma x0                                                  (appendix D, Salimans & Ho 2022)
     score = grad log q(x_t | x0) = -eps / sigma                               (Eq. 151, Luo 2022, arXiv 2208.11970)
+    log_snr = log(alpha^2 / sigma^2)                                          (Kingma et al. 2021, arXiv 2107.00630)
 
-Knowing x_t, any one of x0, eps, v and score gives the others, and so does the mean of q(x_{t-1} | x_t, x0). Arrays are
+Given x_t, any one of x0, eps, v and score determines the others, and so does the mean of q(x_{t-1} | x_t, x0). Arrays are
 [B, ...], of any rank; a Level's alpha and sigma are scalars or [B].
+
+In continuous time (Eqs. 5, 6 and 13, Song et al. 2020, arXiv 2011.13456), with score = grad log q(x_t) = E[-eps | x_t] / sigma:
+
+    forward SDE               dx = f x dt + g dw                      f = dlog alpha / dt,  g^2 = -sigma^2 dlog_snr / dt
+    reverse SDE               dx = (f x - g^2 score) dt + g dw        from t = 1 to 0
+    probability-flow ODE      dx = (f x - g^2 score / 2) dt           the same densities q(x_t), without noise
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ddpm_jax.schedules import HasLevels, Level, Schedule, lookup, require_discrete
+from ddpm_jax.schedules import HasLevels, Level, Schedule, lookup, require_discrete, safe_divide
 
 PREDICTIONS = ("eps", "x0", "v", "score", "mean")
 
@@ -28,7 +35,7 @@ class Gaussian(NamedTuple):
 
     Attributes:
         mean: [B, ...].
-        variance: [B, 1, ...], broadcasts against the mean.
+        variance: [B, 1, ...]; broadcasts against the mean.
         log_variance: [B, 1, ...].
     """
 
@@ -58,6 +65,13 @@ def q_sample(schedule: HasLevels, x0: jax.Array, t: ArrayLike, noise: jax.Array)
     Raises:
         TypeError: a discrete schedule's t is not an integer, or x0 is not floating-point.
         ValueError: noise has another shape than x0; a concrete t is out of range.
+
+    >>> import numpy as np, jax.numpy as jnp
+    >>> from ddpm_jax import diffusion, schedules
+    >>> x0, noise = jnp.ones((2, 4)), jnp.zeros((2, 4))
+    >>> x_t = diffusion.q_sample(schedules.linear(1000), x0, np.array([0, 999]), noise)
+    >>> print(np.asarray(x_t[:, 0]).round(3))  # alpha
+    [1.    0.006]
     """
     if noise.shape != x0.shape:
         raise ValueError(f"noise: expected the shape of x0, {x0.shape}, received {noise.shape}")
@@ -65,7 +79,7 @@ def q_sample(schedule: HasLevels, x0: jax.Array, t: ArrayLike, noise: jax.Array)
 
 
 def add_noise(level: Level, x0: jax.Array, eps: jax.Array) -> jax.Array:
-    """x_t = alpha x0 + sigma eps, [B, ...], in the dtype of x0; TypeError where that is of integers."""
+    """x_t = alpha x0 + sigma eps, [B, ...], in the dtype of x0; TypeError if x0 is not floating-point."""
     if not jnp.issubdtype(x0.dtype, jnp.floating):
         raise TypeError(f"x0: expected floating-point data in [-1, 1], received {x0.dtype}")
     return (expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps).astype(x0.dtype)
@@ -77,18 +91,29 @@ def q_posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: ArrayLike)
     Args:
         schedule: The noise schedule, T steps.
         x0: Clean data [B, ...].
-        x_t: Noised data [B, ...].
+        x_t: Noisy data [B, ...].
         t: Integers in 0..T-1, [B] or a scalar. At t = 0 the posterior is the point x0.
 
     Returns:
-        The Gaussian. Its log_variance at t = 0, minus infinity, is replaced by that at t = 1, as in the authors' code.
+        The Gaussian. Its log_variance at t = 0 would be -inf and is replaced by that at t = 1, as in the authors' code.
 
     Raises:
         TypeError: t is not an integer.
         ValueError: a concrete t lies outside 0..T-1; T is 1, so that there is no t = 1; or time is continuous.
+
+    >>> import numpy as np, jax.numpy as jnp
+    >>> from ddpm_jax import diffusion, schedules
+    >>> x0, x_t, t = jnp.ones((2, 4)), jnp.zeros((2, 4)), np.array([0, 10])
+    >>> posterior = diffusion.q_posterior(schedules.linear(1000), x0, x_t, t)
+    >>> posterior.mean.shape, posterior.variance.shape
+    ((2, 4), (2, 1))
+    >>> print(np.asarray(posterior.mean[:, 0]).round(2))  # the coefficient of x0
+    [1.   0.14]
     """
     x0_scale, x_scale = posterior_scales(schedule, t)
     mean = expand(x0_scale, x0) * x0 + expand(x_scale, x0) * x_t
+
+    # beta_tilde = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), 0 at t = 0.
     t = schedule.checked(t)
     variance = lookup(schedule.beta, t) * jnp.where(t == 0, 0.0, _noise_ratio(schedule, t))
     log_variance, _ = log_variance_range(schedule, t)
@@ -96,14 +121,17 @@ def q_posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: ArrayLike)
 
 
 def posterior_scales(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Coefficients of x0 and x_t in the mean of q(x_{t-1} | x_t, x0), Eq. 7 of Ho et al. 2020; 1 and 0 at t = 0.
+    """Coefficients of x0 and x_t in the mean of q(x_{t-1} | x_t, x0), Eq. 7 of Ho et al. 2020.
+
+        x0_scale = sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t)
+        x_scale = sqrt(1 - beta_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)
 
     Args:
         schedule: The noise schedule, T >= 2 steps.
         t: Integers in 0..T-1, of any shape.
 
     Returns:
-        The coefficients of x0 and of x_t, each in the shape of t.
+        The coefficients of x0 and x_t, each in the shape of t; 1 and 0 at t = 0.
 
     Raises:
         TypeError: t is not an integer.
@@ -112,10 +140,11 @@ def posterior_scales(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax.A
     if require_discrete(schedule, "q(x_{t-1} | x_t, x0)").num_steps < 2:
         raise ValueError(f"schedule: expected at least 2 steps, received {schedule.num_steps}")
     t = schedule.checked(t)
-    beta, first = lookup(schedule.beta, t), t == 0
-    alpha_s = jnp.where(first, 1.0, lookup(schedule.alpha, jnp.where(first, 0, t - 1)))
-    x0_scale = jnp.where(first, 1.0, alpha_s * beta / lookup(schedule.sigma, t) ** 2)
-    return x0_scale, jnp.where(first, 0.0, jnp.sqrt(1 - beta) * _noise_ratio(schedule, t))
+    first = t == 0
+    beta, alpha_s = lookup(schedule.beta, t), lookup(schedule.alpha, jnp.where(first, 0, t - 1))
+    x0_scale = alpha_s * beta / lookup(schedule.sigma, t) ** 2
+    x_scale = jnp.sqrt(1 - beta) * _noise_ratio(schedule, t)
+    return jnp.where(first, 1.0, x0_scale), jnp.where(first, 0.0, x_scale)
 
 
 def log_variance_range(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -126,7 +155,7 @@ def log_variance_range(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax
         t: Integers in 0..T-1, of any shape.
 
     Returns:
-        log beta_tilde, at t = 0 that of t = 1; and log beta - log beta_tilde, exact also if they nearly agree.
+        log beta_tilde, at t = 0 that of t = 1; and log beta - log beta_tilde, accurate even if they nearly agree.
 
     Raises:
         TypeError: t is not an integer.
@@ -140,19 +169,19 @@ def log_variance_range(schedule: Schedule, t: ArrayLike) -> tuple[jax.Array, jax
 
 
 def _noise_ratio(schedule: Schedule, t: jax.Array) -> jax.Array:
-    """(sigma_{t-1} / sigma_t)^2, and what t = 1 has at t = 0."""
+    """(1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) = (sigma_{t-1} / sigma_t)^2; at t = 0 that of t = 1."""
     t = jnp.where(t == 0, 1, t)
     return (lookup(schedule.sigma, t - 1) / lookup(schedule.sigma, t)) ** 2
 
 
 def x0_from_eps(level: Level, x_t: jax.Array, eps: jax.Array) -> jax.Array:
-    """x0 = (x_t - sigma eps) / alpha (Eq. 15, Ho et al. 2020); 0 where alpha = 0, where x_t says nothing of x0."""
-    return _divide(x_t - expand(level.sigma, x_t) * eps, expand(level.alpha, x_t))
+    """x0 = (x_t - sigma eps) / alpha (Eq. 15, Ho et al. 2020); 0 at alpha = 0, where x_t carries no information about x0."""
+    return safe_divide(x_t - expand(level.sigma, x_t) * eps, expand(level.alpha, x_t))
 
 
 def eps_from_x0(level: Level, x_t: jax.Array, x0: jax.Array) -> jax.Array:
-    """eps = (x_t - alpha x0) / sigma; 0 where sigma = 0, where x_t holds no noise."""
-    return _divide(x_t - expand(level.alpha, x_t) * x0, expand(level.sigma, x_t))
+    """eps = (x_t - alpha x0) / sigma; 0 at sigma = 0, where x_t has no noise."""
+    return safe_divide(x_t - expand(level.alpha, x_t) * x0, expand(level.sigma, x_t))
 
 
 def x0_from_v(level: Level, x_t: jax.Array, v: jax.Array) -> jax.Array:
@@ -171,8 +200,8 @@ def v_from_x0_eps(level: Level, x0: jax.Array, eps: jax.Array) -> jax.Array:
 
 
 def score_from_eps(level: Level, eps: jax.Array) -> jax.Array:
-    """score = -eps / sigma (Eq. 151, Luo 2022); 0 where sigma = 0, where it does not exist."""
-    return _divide(-eps, expand(level.sigma, eps))
+    """score = -eps / sigma (Eq. 151, Luo 2022); 0 at sigma = 0, where the score does not exist."""
+    return safe_divide(-eps, expand(level.sigma, eps))
 
 
 def eps_from_score(level: Level, score: jax.Array) -> jax.Array:
@@ -183,7 +212,7 @@ def eps_from_score(level: Level, score: jax.Array) -> jax.Array:
 def x0_from_mean(schedule: Schedule, x_t: jax.Array, mean: jax.Array, t: ArrayLike) -> jax.Array:
     """The x0 for which q(x_{t-1} | x_t, x0) has the given mean (Eq. 7, Ho et al. 2020); t as for `posterior_scales`.
 
-    A step's mean is nearly x_t: what remains of the digits after subtracting decides x0, most of all at large t.
+    The mean is nearly x_t, so the subtraction loses digits of x0, most at large t.
     """
     x0_scale, x_scale = posterior_scales(schedule, t)
     return (mean - expand(x_scale, x_t) * x_t) / expand(x0_scale, x_t)
@@ -197,14 +226,14 @@ def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str, schedul
         x0: Clean data [B, ...].
         eps: Its noise [B, ...].
         prediction: "eps", "x0", "v", "score" or "mean".
-        schedule: The discrete schedule whose steps the mean belongs to; only "mean" needs it, at integer times.
+        schedule: The discrete schedule that defines the mean; only "mean" needs it, at integer times.
 
     Returns:
         [B, ...].
 
     Raises:
         ValueError: an unknown prediction, or a mean without a discrete schedule.
-        TypeError: a mean at a fractional time.
+        TypeError: a mean at a non-integer time.
     """
     match prediction:
         case "eps":
@@ -227,7 +256,7 @@ def x0_and_eps(
 
     Args:
         level: The noise level, scalars or [B].
-        x_t: Noised data [B, ...].
+        x_t: Noisy data [B, ...].
         output: The network's output [B, ...].
         prediction: "eps", "x0", "v", "score" or "mean".
         schedule: As for `target`.
@@ -255,17 +284,11 @@ def x0_and_eps(
 
 
 def schedule_of_mean(schedule: HasLevels | None) -> Schedule:
-    """Returns the discrete schedule whose steps a predicted mean belongs to.
+    """Returns the schedule of a predicted mean, which must be discrete.
 
     Raises:
-        ValueError: none is given, or one in continuous time.
+        ValueError: no schedule is given, or one in continuous time.
     """
     if schedule is None:
-        raise ValueError("schedule: expected the one whose steps the mean belongs to, received None")
+        raise ValueError("schedule: expected the one that defines the mean, received None")
     return require_discrete(schedule, "the prediction 'mean'")
-
-
-def _divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, and 0 with gradient 0 where b = 0."""
-    zero = b == 0
-    return jnp.where(zero, 0.0, a / jnp.where(zero, 1.0, b))

@@ -1,4 +1,4 @@
-"""How likely the data are: the variational bound, the probability-flow ODE, and the bound as a progressive code."""
+"""Likelihoods: the variational bound, the probability-flow ODE, and the bound as a progressive code."""
 
 from ddpm_jax.likelihood.coding import Coded, progressive_coding, rate_distortion
 from ddpm_jax.likelihood.ode import bits_per_dimension, ode_log_likelihood

@@ -23,11 +23,11 @@ def rate_distortion(prior: ArrayLike, terms: ArrayLike, mse: ArrayLike) -> tuple
     Args:
         prior: Mean of L_T over examples.
         terms: Means of L_t [T].
-        mse: Means of the squared error of x0 as seen from x_t [T], on the scale [-1, 1].
+        mse: Mean squared errors of the estimate of x0 from x_t [T], on the scale [-1, 1].
 
     Returns:
-        rate [T]: bits per dimension spent when x_t has been received; distortion [T]: root mean squared error of the
-        estimate of x0 from it, on the scale 0 to 255. t = 0, the most bits and the least distortion, comes first.
+        rate [T]: bits per dimension received up to and including x_t; distortion [T]: root mean squared error of the
+        estimate of x0 from it, on the scale 0 to 255. t = 0, with the most bits and the least distortion, comes first.
     """
     terms = np.asarray(terms, np.float64)
     received = np.cumsum(terms[::-1])[::-1] - terms  # of the steps after t: step t itself sends x_{t-1}
@@ -35,11 +35,11 @@ def rate_distortion(prior: ArrayLike, terms: ArrayLike, mse: ArrayLike) -> tuple
 
 
 class Coded(NamedTuple):
-    """What a receiver has seen of images.
+    """The receiver's estimates of images, by stage.
 
     Attributes:
-        x0: Estimates after each stage [K, B, ...], the coarsest first.
-        rate: Bits per dimension received until then, [K, B].
+        x0: Estimates at each stage [K, B, ...], the coarsest first.
+        rate: Bits per dimension received so far, [K, B].
         mse: Mean squared error of the estimates, on the scale [-1, 1], [K, B].
     """
 
@@ -59,8 +59,8 @@ def progressive_coding(
 ) -> Coded:
     """Progressive lossy coding, algorithms 3 and 4 and figure 5: x_T is sent, then x_{T-1} given x_T, and so on.
 
-    Sender and receiver share p; a sample of q is sent by about KL(q || p) bits (minimal random coding), which are counted
-    here, not written. The receiver's estimate of the image after x_t is the model's.
+    Sender and receiver share p, so a sample of q costs about KL(q || p) bits (minimal random coding); they are counted, not
+    written. The receiver's estimate after x_t is the model's estimate of x0.
 
     Args:
         key: A typed key.
@@ -81,27 +81,32 @@ def progressive_coding(
     schedule = require_discrete(schedule, "progressive coding")
     schedule.checked(np.asarray(times))
     wanted = np.unique(times)[::-1]
-    example_keys = keys.per_example(keys.stream(key, "coding"), jnp.arange(len(x0)) if ids is None else ids)
+    example_keys = keys.per_example(keys.stream(key, "coding"), keys.global_ids(ids, len(x0)))
 
     def noise(t: ArrayLike) -> jax.Array:
-        return keys.draw(jax.random.normal, jax.vmap(jax.random.fold_in, (0, None))(example_keys, t), x0.shape[1:])
+        return keys.draw(jax.random.normal, keys.fold(example_keys, t), x0.shape[1:])
 
+    # The stage that each time is reported as; one out of bounds, and so dropped, for all others.
     slots = np.full(schedule.num_steps, len(wanted))
     slots[wanted] = np.arange(len(wanted))
 
     def send(carry: tuple[jax.Array, jax.Array, Coded], at: tuple[jax.Array, jax.Array]):
         (x_t, rate, seen), (t, slot) = carry, at
+
+        # The receiver has x_t: its estimate, and the bits so far.
         denoised = denoise(x_t, schedule.level(t))
         mse = jnp.mean((denoised.x0 - x0) ** 2, axis=range(1, x0.ndim))
         stage = Coded(denoised.x0, rate, mse)
         seen = jax.tree.map(lambda a, new: a.at[slot].set(new, mode="drop"), seen, stage)
+
+        # The sender sends x_{t-1} ~ q(x_{t-1} | x_t, x0).
         posterior = diffusion.q_posterior(schedule, x0, x_t, t)
         x_s = posterior.mean + expand(jnp.sqrt(posterior.variance), x0) * noise(t)
         return (x_s, rate + term(schedule, denoised, x0, x_t, t, variance), seen), None
 
     empty = Coded(*(jnp.zeros((len(wanted), *shape), x0.dtype) for shape in (x0.shape, x0.shape[:1], x0.shape[:1])))
     x_last = diffusion.q_sample(schedule, x0, schedule.num_steps - 1, noise(schedule.num_steps))
-    backwards = jnp.arange(schedule.num_steps)[::-1]
-    beginning = (x_last, prior(schedule, x0), empty)
-    (_, _, seen), _ = jax.lax.scan(send, beginning, (backwards, jnp.asarray(slots)[backwards]))
+    times_down = jnp.arange(schedule.num_steps)[::-1]
+    carry = (x_last, prior(schedule, x0), empty)
+    (_, _, seen), _ = jax.lax.scan(send, carry, (times_down, jnp.asarray(slots)[times_down]))
     return seen

@@ -1,4 +1,4 @@
-"""The likelihood of the probability-flow ODE, Song et al. 2020."""
+"""The likelihood under the probability-flow ODE, Song et al. 2020."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def ode_log_likelihood(
 ) -> jax.Array:
     """The log-density of x under the probability-flow ODE, by the change of variables (Song et al. 2020, section 4.3).
 
-    In lambda = log_snr the ODE of the variance-preserving process, and what it does to the density, are
+    With lambda = log_snr, the ODE of the variance-preserving process and the change of the density along it are
 
         dx/dlambda        = sigma / 2 (sigma x - eps(x, lambda))
         dlog p/dlambda    = -div(dx/dlambda)
 
-    integrated from the clean end to the noisy one, where x is taken as standard normal, by the Runge-Kutta method of
-    order 4 with steps of equal length: four calls of the network a step, and a divergence with each.
+    integrated from the data to the noise, where x is taken as standard normal, by the classical Runge-Kutta method of order
+    4 with equal steps: four network evaluations per step, each with a divergence.
 
     Args:
-        key: None for the exact divergence, at the cost of one derivative a dimension; a typed key for the estimate of
-            Hutchinson with one Rademacher vector an example, without bias, at the cost of one.
-        schedule: Gives the level of a log_snr.
+        key: None for the exact divergence, at the cost of one derivative per dimension; a typed key for Hutchinson's
+            unbiased estimate with one Rademacher vector per example, at the cost of one derivative.
+        schedule: Maps log_snr to noise levels.
         denoise: The model, not clipped: clipping makes kinks in the flow.
         x: Data [B, ...], at the noise level log_snr[0].
-        log_snr: Where to begin, and where the noise is all there is; finite, the first above the second.
-        num_steps: At least 1.
-        ids: Integers [B], the examples' global numbers, 0..B-1 by default: the estimate for i depends on (key, ids[i]).
+        log_snr: The first and the last log_snr of the integration; finite, the first above the second.
+        num_steps: Number of Runge-Kutta steps, at least 1.
+        ids: Global example indices, integers [B], 0..B-1 by default: the estimate for i depends on (key, ids[i]).
 
     Returns:
-        Nats [B], summed over dimensions.
+        Log-densities in nats [B], summed over dimensions.
 
     Raises:
         ValueError: a range of log_snr that is not finite, does not fall, or leaves the schedule; num_steps below 1.
@@ -54,12 +54,14 @@ def ode_log_likelihood(
         raise ValueError(f"log_snr: expected two finite values, the first above the second, received {log_snr}")
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, received {num_steps}")
+
+    # The levels at both ends and the middle of each step, and the probes.
     levels = schedule.level_at(np.linspace(*log_snr, 2 * num_steps + 1))
     levels = jax.tree.map(lambda a: jnp.asarray(a, jnp.promote_types(x.dtype, jnp.float32)), levels)
     step = (log_snr[1] - log_snr[0]) / num_steps
     probes = None
     if key is not None:
-        example_keys = keys.per_example(keys.stream(key, "probe"), jnp.arange(len(x)) if ids is None else ids)
+        example_keys = keys.per_example(keys.stream(key, "probe"), keys.global_ids(ids, len(x)))
         probes = keys.draw(jax.random.rademacher, example_keys, x.shape[1:], x.dtype)
 
     def slope(x: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
@@ -74,8 +76,9 @@ def ode_log_likelihood(
         k4, d4 = slope(x + step * k3, at[2])
         return (x + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4), change + step / 6 * (d1 + 2 * d2 + 2 * d3 + d4)), None
 
-    thirds = tuple(jax.tree.map(lambda a, i=i: a[i : i + 2 * num_steps : 2], levels) for i in range(3))
-    (x, change), _ = jax.lax.scan(body, (x, jnp.zeros(len(x), x.dtype)), thirds)
+    # log p(x) = log N(x at the noise; 0, 1) + the integral of the divergence.
+    begin_middle_end = tuple(jax.tree.map(lambda a, i=i: a[i : i + 2 * num_steps : 2], levels) for i in range(3))
+    (x, change), _ = jax.lax.scan(body, (x, jnp.zeros(len(x), x.dtype)), begin_middle_end)
     normal = -0.5 * jnp.sum(x**2 + math.log(2 * math.pi), axis=range(1, x.ndim))
     return normal + change
 
@@ -96,9 +99,9 @@ def _with_divergence(flow: Any, x: jax.Array, probes: jax.Array | None) -> tuple
 
 
 def bits_per_dimension(log_likelihood: ArrayLike, num_dimensions: int) -> jax.Array:
-    """Log-densities on the scale [-1, 1], in nats, as bits per dimension of data with 256 grey values.
+    """Converts log-densities on the scale [-1, 1], in nats, to bits per dimension of 8-bit data.
 
-    A grey value is 1 / 127.5 wide there, so that -log2 of the probability of one is -log2 density + log2 127.5; what is
-    passed in should be dequantised: x0 plus uniform noise over a grey value's width.
+    An intensity level is 1 / 127.5 wide on that scale, so -log2 of its probability is -log2 density + log2 127.5. The
+    densities should be of dequantized data: x0 plus uniform noise over the width of a level.
     """
     return -jnp.asarray(log_likelihood) / (num_dimensions * math.log(2)) + math.log2(127.5)

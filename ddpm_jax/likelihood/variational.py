@@ -6,7 +6,7 @@
     L_t  = KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t))  `term` at t > 0
     L_0  = -log p(x0 | x_1)                              `term` at t = 0, the decoder
 
-The paper's x_t is x_{t-1} here, where times count from 0. All of these are in bits per dimension, means over dimensions.
+The paper's x_t is x_{t-1} in the code, where times count from 0. All are in bits per dimension, means over dimensions.
 """
 
 from __future__ import annotations
@@ -29,31 +29,33 @@ DECODERS = ("exact", "tanh")
 
 
 def normal_kl(p: Gaussian, q: Gaussian) -> jax.Array:
-    """KL(p || q) of normal distributions with independent dimensions, in nats, dimension by dimension.
+    """KL(p || q) of normal distributions with independent dimensions, in nats per dimension.
 
     Args:
-        p, q: Gaussians that broadcast against each other; their log_variance counts.
+        p, q: Gaussians that broadcast against each other; their log_variance is used.
 
     Returns:
-        [B, ...]; exactly 0 where they are the same.
+        [B, ...]; exactly 0 if they are equal.
     """
     difference = p.log_variance - q.log_variance
     return 0.5 * (jnp.expm1(difference) - difference + (p.mean - q.mean) ** 2 * jnp.exp(-q.log_variance))
 
 
 def discretized_log_likelihood(x0: jax.Array, mean: jax.Array, log_scale: ArrayLike, decoder: str = "exact") -> jax.Array:
-    """The probability that a normal distribution gives to a grey value: its integral over the value's bin.
+    """Log-likelihood of 8-bit data under a discretized Gaussian, Eq. 13 of Ho et al. 2020.
 
-    Bins are of half-width 1/255 around the 256 values in [-1, 1]; the outermost are open (Eq. 13, Ho et al. 2020).
+        log p(x0) = log(Phi(above) - Phi(below)),    above, below = (x0 - mean +- 1 / 255) / scale
+
+    Bins have half-width 1/255 around the 256 intensity levels in [-1, 1]; the outermost are open.
 
     Args:
-        x0: Grey values [B, ...], in [-1, 1].
+        x0: Intensity levels [B, ...], in [-1, 1].
         mean: [B, ...].
-        log_scale: The log of the standard deviation; broadcasts against x0.
+        log_scale: Log of the standard deviation; broadcasts against x0.
         decoder: "exact", by the normal distribution function, without a floor; or "tanh", the approximation in the code of
             Ho et al. 2020, Phi(x) = (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, with probabilities floored at 1e-12.
-            Phi is off by up to 1.8e-4; the log probability by up to 0.001 nats within one standard deviation of the mean,
-            0.008 within two, 0.04 within three, and by whole nats further out.
+            Its error is up to 1.8e-4 in Phi; in the log probability up to 0.001 nats within one standard deviation of the
+            mean, 0.008 within two, 0.04 within three, and whole nats further out.
 
     Returns:
         Log probabilities in nats [B, ...].
@@ -65,12 +67,18 @@ def discretized_log_likelihood(x0: jax.Array, mean: jax.Array, log_scale: ArrayL
         raise ValueError(f"decoder: expected one of {DECODERS}, received {decoder!r}")
     if not isinstance(x0, jax.core.Tracer) and np.any(np.abs(known := np.asarray(x0, np.float64)) > 1 + 1e-6):
         raise ValueError(f"x0: expected values in [-1, 1], received {known.min()} to {known.max()}")
+    log_cdf = log_ndtr if decoder == "exact" else _log_tanh_cdf
+
+    # The edges of the bin; the outermost bins are open.
     inverse = jnp.exp(-jnp.asarray(log_scale))
     above, below = (x0 - mean + 1 / 255) * inverse, (x0 - mean - 1 / 255) * inverse
     above, below = jnp.where(x0 > 0.999, jnp.inf, above), jnp.where(x0 < -0.999, -jnp.inf, below)
-    log_cdf = log_ndtr if decoder == "exact" else _log_tanh_cdf
-    upper_tail = below > 0  # where both ends lie above the mean, mirror them, so that no difference is lost to rounding
+
+    # If both edges lie above the mean, mirror them: Phi is close to 1 there, and the difference would be lost to rounding.
+    upper_tail = below > 0
     below, above = jnp.where(upper_tail, -above, below), jnp.where(upper_tail, -below, above)
+
+    # log(Phi(above) - Phi(below)) = log Phi(above) + log(1 - Phi(below) / Phi(above)).
     finite = jnp.isfinite(below)
     ratio = log_cdf(jnp.where(finite, below, 0.0)) - log_cdf(jnp.where(finite, above, 1.0))
     log_probability = log_cdf(above) + jnp.where(finite, jnp.log(-jnp.expm1(ratio)), 0.0)
@@ -108,13 +116,13 @@ def term(
     variance: str = "fixed_large",
     decoder: str = "exact",
 ) -> jax.Array:
-    """L_t of the bound: the divergence of the model's step from the posterior, and at t = 0 the decoder's code length.
+    """L_t of the bound: the divergence of the model's step from the posterior, or at t = 0 the decoder's code length.
 
     Args:
         schedule: The noise schedule, in discrete time, T >= 2 steps.
         denoised: The model's prediction at x_t.
         x0: Clean data [B, ...], in [-1, 1].
-        x_t: Noised data [B, ...].
+        x_t: Noisy data [B, ...].
         t: Integers in 0..T-1, [B] or a scalar.
         variance: "fixed_small", "fixed_large" or "learned", as for `denoiser.p_reverse`.
         decoder: "exact" or "tanh", as for `discretized_log_likelihood`.
@@ -139,7 +147,7 @@ def _per_dimension(nats: jax.Array) -> jax.Array:
 
 
 class Bound(NamedTuple):
-    """The variational bound of single examples, term by term, in bits per dimension.
+    """The terms of the variational bound for each example, in bits per dimension.
 
     Attributes:
         prior: L_T [B].
@@ -166,7 +174,7 @@ def bound(
     decoder: str = "exact",
     ids: ArrayLike | None = None,
 ) -> Bound:
-    """Every term of the variational bound, with one draw of x_t at each of the T times: T network evaluations.
+    """Every term of the variational bound, with one sample of x_t at each of the T times: T network evaluations.
 
     Args:
         key: A typed key.
@@ -182,12 +190,19 @@ def bound(
 
     Raises:
         Same as `term`; TypeError: no key; ValueError: a schedule in continuous time.
+
+    >>> from ddpm_jax import likelihood, schedules
+    >>> x0, schedule = jnp.zeros((2, 4)), schedules.linear(1000)
+    >>> perfect = lambda x_t, level: Denoised(x0, diffusion.eps_from_x0(level, x_t, x0))
+    >>> bound = likelihood.bound(jax.random.key(0), schedule, perfect, x0, "fixed_small")
+    >>> bound.terms.shape, float(bound.terms[:, 1:].max())  # a perfect model pays at t = 0 alone
+    ((2, 1000), 0.0)
     """
     schedule = require_discrete(schedule, "the bound")
-    example_keys = keys.per_example(keys.stream(key, "bound"), jnp.arange(len(x0)) if ids is None else ids)
+    example_keys = keys.per_example(keys.stream(key, "bound"), keys.global_ids(ids, len(x0)))
 
     def at(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        noise = keys.draw(jax.random.normal, jax.vmap(jax.random.fold_in, (0, None))(example_keys, t), x0.shape[1:])
+        noise = keys.draw(jax.random.normal, keys.fold(example_keys, t), x0.shape[1:])
         x_t = diffusion.q_sample(schedule, x0, t, noise.astype(x0.dtype))
         denoised = denoise(x_t, schedule.level(t))
         mse = jnp.mean((denoised.x0 - x0) ** 2, axis=range(1, x0.ndim))

@@ -1,4 +1,4 @@
-"""Training losses, one per example, and the laws by which their noise levels are drawn and weighted."""
+"""Training losses, one per example, and the sampling and weighting of their noise levels."""
 
 from ddpm_jax.losses import timesteps, weightings
 from ddpm_jax.losses.denoising import DISTANCES, LossOf, hybrid, simple, vlb

@@ -15,7 +15,7 @@ from ddpm_jax.losses.weightings import Weighting
 from ddpm_jax.schedules import HasLevels, Level, Schedule, require_discrete
 
 LossOf = Callable[[jax.Array, Predict, jax.Array, jax.Array, jax.Array], jax.Array]
-"""A loss with its settings bound: (key, network, x0 [B, ...], ids [B], t [B]) -> [B]."""
+"""A loss with its settings bound: (key, predict, x0 [B, ...], ids [B], t [B]) -> [B]."""
 
 DISTANCES = ("l2", "l1", "huber")
 
@@ -40,11 +40,11 @@ def simple(
         schedule: The noise schedule, in discrete time (T steps) or in continuous time.
         predict: The network, (x_t [B, ...], t [B]) -> [B, ...].
         x0: Clean data [B, ...], in [-1, 1].
-        prediction: What the network predicts: "eps", "x0", "v", "score", or "mean" (in discrete time only).
+        prediction: The quantity that the network predicts: "eps", "x0", "v", "score", or "mean" (in discrete time only).
         ids: Global example indices, integers [B], 0..B-1 by default: example i's t and noise depend on (key, ids[i])
-            alone, whatever else is in the batch.
-        t: The times, [B] or a scalar: integers in 0..T-1, or real numbers in [0, 1] in continuous time. By default uniform
-            over the schedule's range and independent.
+            alone, not on the rest of the batch.
+        t: The times, [B] or a scalar: integers in 0..T-1, or real numbers in [0, 1] in continuous time. By default
+            independent and uniform over the schedule's range.
         weighting: From `weightings`; by default every error has weight 1.
         distance: "l2", the squared error; "l1", the absolute error; "huber", half the square up to 1 and linear beyond.
 
@@ -54,10 +54,16 @@ def simple(
 
     Raises:
         TypeError: no key, a discrete schedule's t that is not an integer, or an x0 that is not floating-point.
-        ValueError: an unknown prediction or distance; a concrete t out of range; a prediction in another shape than x0; a
+        ValueError: an unknown prediction or distance; a concrete t out of range; an output of another shape than x0; a
             mean in continuous time.
+
+    >>> from ddpm_jax import losses, schedules
+    >>> x0, predict = jnp.zeros((4, 32, 32, 3)), lambda x_t, t: jnp.zeros_like(x_t)
+    >>> loss = losses.simple(jax.random.key(0), schedules.linear(1000), predict, x0)
+    >>> loss.shape, round(float(loss.mean()), 1)  # predicting eps = 0 costs the variance of eps
+    ((4,), 1.0)
     """
-    level, x_t, eps, t = _noised(key, schedule, x0, ids, t)
+    level, x_t, eps, t = _diffuse(key, schedule, x0, ids, t)
     output, _ = denoiser.split(predict(x_t, t), x_t, "fixed_large")
     return _error(schedule, level, x0, eps, output, prediction, weighting, distance)
 
@@ -72,7 +78,7 @@ def vlb(
     ids: ArrayLike | None = None,
     t: ArrayLike | None = None,
 ) -> jax.Array:
-    """L_vlb, the variational bound of Ho et al. 2020, Eq. 5, estimated by one of its T terms, drawn at random: T L_t.
+    """L_vlb, the variational bound of Ho et al. 2020, Eq. 5, estimated by one of its T terms at a random t: T L_t.
 
     L_T is left out, since no network changes it. The estimate of x0 is not clipped.
 
@@ -89,7 +95,7 @@ def vlb(
         As `simple`; ValueError: an unknown variance, or a schedule in continuous time.
     """
     schedule = require_discrete(schedule, "the bound")
-    level, x_t, _, t = _noised(key, schedule, x0, ids, t)
+    level, x_t, _, t = _diffuse(key, schedule, x0, ids, t)
     return _bound_term(schedule, level, x0, x_t, t, predict(x_t, t), prediction, variance)
 
 
@@ -126,19 +132,21 @@ def hybrid(
     schedule = require_discrete(schedule, "the bound")
     if variance not in ("learned", "learned_raw"):
         raise ValueError(f"variance: expected 'learned' or 'learned_raw' for the hybrid loss, received {variance!r}")
-    level, x_t, eps, t = _noised(key, schedule, x0, ids, t)
+    level, x_t, eps, t = _diffuse(key, schedule, x0, ids, t)
     both = predict(x_t, t)
     output, _ = denoiser.split(both, x_t, variance)
-    frozen = jnp.concatenate([jax.lax.stop_gradient(output), both[..., x_t.shape[-1] :]], axis=-1)
+
+    # L_simple trains the mean, the bound only the variance.
     error = _error(schedule, level, x0, eps, output, prediction, weighting, distance)
+    frozen = jnp.concatenate([jax.lax.stop_gradient(output), both[..., x_t.shape[-1] :]], axis=-1)
     return error + vlb_weight * _bound_term(schedule, level, x0, x_t, t, frozen, prediction, variance)
 
 
-def _noised(
+def _diffuse(
     key: jax.Array, schedule: HasLevels, x0: jax.Array, ids: ArrayLike | None, t: ArrayLike | None
 ) -> tuple[Level, jax.Array, jax.Array, jax.Array]:
-    """The noise level, x_t, its noise, and t [B]."""
-    ids = jnp.arange(len(x0)) if ids is None else ids
+    """Draws eps, and t if it is not given; returns the noise level, x_t, eps, and t [B]."""
+    ids = keys.global_ids(ids, len(x0))
     t = timesteps.uniform(key, schedule.num_steps, ids) if t is None else t
     eps = keys.draw(jax.random.normal, keys.per_example(keys.stream(key, "noise"), ids), x0.shape[1:])
     level = schedule.level(t)

@@ -1,4 +1,4 @@
-"""The laws by which training times are drawn: uniform, stratified over the batch, or by the size of the loss."""
+"""Sampling of training times: uniform, stratified over the batch, or by importance."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ddpm_jax import keys
+from ddpm_jax.schedules import safe_divide
 
 DrawTimes = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, jax.Array]]
-"""(key, LossHistory or (), ids [B]) -> t [B], and the weights of their losses [B]."""
+"""(key, LossHistory or (), ids [B]) -> t [B], and weights for their losses [B]."""
 
 HISTORY = 10
-"""Losses remembered for each time, as in Nichol & Dhariwal 2021."""
+"""Losses stored per time, as in Nichol & Dhariwal 2021."""
 
 
 def uniform(key: jax.Array, num_steps: int | None, ids: ArrayLike) -> jax.Array:
@@ -36,7 +37,7 @@ def uniform(key: jax.Array, num_steps: int | None, ids: ArrayLike) -> jax.Array:
 
 
 def stratified(key: jax.Array, num_steps: int | None, ids: ArrayLike, batch_size: int) -> jax.Array:
-    """Uniform times, evenly spread over the batch for less variance (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+    """Uniform times, spread evenly over the batch to reduce variance (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
 
         t_i = (u + i / batch_size) mod 1,    u uniform in [0, 1), the same for all;    floor(T t_i) in discrete time
 
@@ -47,8 +48,7 @@ def stratified(key: jax.Array, num_steps: int | None, ids: ArrayLike, batch_size
         batch_size: The size of the global batch.
 
     Returns:
-        Integers in 0..T-1, or real numbers in (0, 1), [B]; the i-th depends on (key, ids[i]) alone, and each is uniform by
-        itself.
+        Integers in 0..T-1, or real numbers in (0, 1), [B]; the i-th depends on (key, ids[i]) alone, and is uniform.
     """
     shift = jax.random.uniform(keys.stream(key, "t"))
     t = (shift + jnp.asarray(ids) / batch_size) % 1.0
@@ -58,17 +58,17 @@ def stratified(key: jax.Array, num_steps: int | None, ids: ArrayLike, batch_size
 
 
 def _between_the_ends(t: jax.Array) -> jax.Array:
-    """Moves t = 0 and t = 1 inwards by half a rounding error: alpha or sigma may be 0 there, and a weight infinite."""
+    """Moves t = 0 and t = 1 inwards by half a rounding error, since alpha or sigma may be 0 and a weight infinite there."""
     half = jnp.finfo(t.dtype).eps / 2
     return jnp.clip(t, half, 1 - half)
 
 
 class LossHistory(NamedTuple):
-    """What importance sampling remembers of the losses at each time.
+    """The past losses at each time, for importance sampling.
 
     Attributes:
         losses: The latest HISTORY losses [T, HISTORY].
-        seen: How many there have been, [T].
+        seen: Number of losses so far, [T].
     """
 
     losses: jax.Array
@@ -76,10 +76,10 @@ class LossHistory(NamedTuple):
 
 
 def empty_history(num_steps: int | None) -> LossHistory:
-    """The history before the first step of training, for T times.
+    """The history before the first training step, for T times.
 
     Raises:
-        ValueError: num_steps is None: in continuous time no t occurs twice, so that there is no history of its losses.
+        ValueError: num_steps is None: in continuous time no t occurs twice, so no t has a history.
     """
     if num_steps is None:
         raise ValueError("num_steps: expected a number of steps for importance sampling, received None, continuous time")
@@ -90,26 +90,26 @@ def probabilities(history: LossHistory, uniform_share: float = 0.001) -> jax.Arr
     """p_t proportional to the root mean square of the losses at t, Eq. 18 of Nichol & Dhariwal 2021 (arXiv 2102.09672).
 
     Args:
-        history: The losses seen so far. Until every time has HISTORY of them, all times are equally likely.
-        uniform_share: The share of draws that stays uniform.
+        history: The losses so far. Until every time has HISTORY of them, all times are equally likely.
+        uniform_share: Weight of the uniform distribution that is mixed in.
 
     Returns:
-        [T], the sum 1.
+        [T], which sum to 1.
     """
     num_steps = len(history.seen)
     rms = jnp.sqrt(jnp.mean(history.losses**2, axis=1))
-    share = jnp.where(jnp.sum(rms) > 0, rms / jnp.maximum(jnp.sum(rms), jnp.finfo(rms.dtype).tiny), 1 / num_steps)
-    mixed = (1 - uniform_share) * share + uniform_share / num_steps
+    p = safe_divide(rms, jnp.sum(rms), 1 / num_steps)
+    mixed = (1 - uniform_share) * p + uniform_share / num_steps
     return jnp.where(jnp.all(history.seen >= HISTORY), mixed, 1 / num_steps)
 
 
 def importance(key: jax.Array, history: LossHistory, ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Draws times where the loss is large, and says how to weight their losses so that the expectation stays.
+    """Draws times at which the loss is large more often, with weights that keep the expected loss.
 
     Args:
         key: A typed key.
-        history: The losses seen so far.
-        ids: Integers [B], the examples' global numbers.
+        history: The losses so far.
+        ids: Global example indices, integers [B].
 
     Returns:
         Integers in 0..T-1, [B], the i-th from (key, ids[i]) and the history alone; and weights 1 / (T p_t), [B].
@@ -120,10 +120,10 @@ def importance(key: jax.Array, history: LossHistory, ids: ArrayLike) -> tuple[ja
 
 
 def remember(history: LossHistory, t: jax.Array, losses: jax.Array) -> LossHistory:
-    """Adds the losses of a global batch to the history, in the order of the batch; the oldest give way.
+    """Adds the losses of a global batch to the history, in the order of the batch, overwriting the oldest.
 
     Args:
-        history: The losses seen so far.
+        history: The losses so far.
         t: Their times [B], in 0..T-1.
         losses: Unweighted [B].
 
@@ -134,7 +134,7 @@ def remember(history: LossHistory, t: jax.Array, losses: jax.Array) -> LossHisto
     earlier = jnp.sum(jnp.tril(same, -1), axis=1)  # losses of the same time before this one in the batch
     later = jnp.sum(jnp.triu(same, 1), axis=1)
     slot = (history.seen[t] + earlier) % HISTORY
-    t_kept = jnp.where(later < HISTORY, t, len(history.seen))  # of more than HISTORY at one time, the last; rest nowhere
+    t_kept = jnp.where(later < HISTORY, t, len(history.seen))  # the last HISTORY of each time; others out of bounds: dropped
     return LossHistory(
         history.losses.at[t_kept, slot].set(losses.astype(history.losses.dtype), mode="drop"),
         history.seen.at[t].add(1),

@@ -1,11 +1,11 @@
 """Weightings of the training loss, as functions of log_snr = log(alpha^2 / sigma^2).
 
-Each is stated for the squared error of the quantity for which its paper states it; `weight` turns it into the weight of
-the error of what the network predicts, since at one noise level all these errors are multiples of each other:
+Each applies to the squared error of the quantity for which its paper states it; `weight` converts it to the quantity that
+the network predicts, since at a given noise level all these errors are multiples of each other:
 
     eps error = alpha / sigma * x0 error,    v error = x0 error / sigma,    score error = eps error / sigma
 
-The times t are drawn uniformly here; a paper that draws them otherwise has that as a further factor.
+The times t are drawn uniformly here; if a paper draws them otherwise, their density is a further factor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Weighting(NamedTuple):
     """A weight of a squared error.
 
     Attributes:
-        of: Whose error it weights: "eps", "x0" or "v".
+        of: The quantity whose error it weights: "eps", "x0" or "v".
         weight: log_snr -> the weight, of any shape.
     """
 
@@ -33,7 +33,7 @@ class Weighting(NamedTuple):
 
 
 def uniform(of: str = "eps") -> Weighting:
-    """1 for the error of eps, L_simple of Ho et al. 2020; or for that of "x0" or "v" (Salimans & Ho 2022's SNR + 1)."""
+    """1 for the error of eps, L_simple of Ho et al. 2020; or for that of "x0", or of "v" (Salimans & Ho 2022's SNR + 1)."""
     if of not in ("eps", "x0", "v"):
         raise ValueError(f"of: expected 'eps', 'x0' or 'v', received {of!r}")
     return Weighting(of, jnp.ones_like)
@@ -57,7 +57,7 @@ def truncated_snr() -> Weighting:
 def edm(sigma_data: float = 0.5) -> Weighting:
     """(s^2 + sigma_data^2) / (s sigma_data)^2 for the error of x0, s = sigma / alpha (Karras et al. 2022, table 1).
 
-    Karras et al. (arXiv 2206.00364) draw log s from a normal distribution; here t is drawn as the schedule has it.
+    Karras et al. (arXiv 2206.00364) draw log s from a normal distribution; here s follows from t and the schedule.
     """
     return Weighting("x0", lambda log_snr: jnp.exp(log_snr) + sigma_data**-2)
 
@@ -65,7 +65,7 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 def sigmoid(bias: float = 2.0) -> Weighting:
     """1 / (1 + exp(log_snr - bias)) for the error of eps (Kingma & Gao 2023, arXiv 2303.00848, section 5).
 
-    There the integral over log_snr is weighted, so that -dlog_snr/dt is a further factor where t is drawn uniformly.
+    The paper weights the integral over log_snr, so -dlog_snr/dt is a further factor if t is drawn uniformly.
     """
     return Weighting("eps", lambda log_snr: jax.nn.sigmoid(bias - log_snr))
 
@@ -77,7 +77,7 @@ def weight(weighting: Weighting, level: Level, prediction: str, schedule: HasLev
         weighting: The weighting.
         level: The noise level, in discrete or continuous time; scalars or [B].
         prediction: "eps", "x0", "v", "score" or "mean".
-        schedule: The discrete schedule whose steps the mean belongs to; only "mean" needs it, at integer times.
+        schedule: The discrete schedule that defines the mean; only "mean" needs it, at integer times.
 
     Returns:
         The weight, in the shape of the level's arrays. Infinite at alpha = 0 if the weighting is of the error of x0, about
@@ -85,18 +85,17 @@ def weight(weighting: Weighting, level: Level, prediction: str, schedule: HasLev
 
     Raises:
         ValueError: an unknown prediction, or a mean without a discrete schedule.
-        TypeError: a mean at a fractional time.
+        TypeError: a mean at a non-integer time.
     """
-    alpha, sigma = jnp.asarray(level.alpha), jnp.asarray(level.sigma)
+    alpha, sigma, log_snr = map(jnp.asarray, (level.alpha, level.sigma, level.log_snr))
     if prediction == "mean":
         of_x0 = weight(weighting, level, "x0")
         return of_x0 / diffusion.posterior_scales(diffusion.schedule_of_mean(schedule), level.t)[0] ** 2
     if prediction not in _V_ERROR:
         raise ValueError(f"prediction: expected one of {diffusion.PREDICTIONS}, received {prediction!r}")
     (a, b), (c, d) = _V_ERROR[prediction], _V_ERROR[weighting.of]
-    log_snr = 2 * (jnp.log(alpha) - jnp.log(sigma))
     return weighting.weight(log_snr) * alpha ** (a - c) * sigma ** (b - d)
 
 
 _V_ERROR = {"eps": (-2, 0), "x0": (0, -2), "v": (0, 0), "score": (-2, 2)}
-"""The squared error of v over that of each, as the powers of alpha and sigma: exponents that cancel leave no 0 / 0."""
+"""The squared error of v over that of each, as powers of alpha and sigma: exponents cancel before 0 / 0 can arise."""

@@ -1,4 +1,4 @@
-"""Networks in flax.linen; nothing else in the package knows flax."""
+"""Networks in flax.linen, which the rest of the package does not import."""
 
 import flax.linen
 
@@ -8,8 +8,8 @@ from ddpm_jax.networks.unet import UNet, with_label
 Network = flax.linen.Module
 """Called as network(x_t [B, ...], t [B], labels=None, *, train=False, dropout_keys=None) -> [B, ...], by `init` and `apply`.
 
-Training passes dropout_keys, typed keys [B], one per example, to every network; one without dropout ignores them. In another,
-`h = networks.dropout(dropout_keys, "hidden", 0.1)(h)` drops features, or nothing if they are None.
+`dropout_keys` is part of the protocol: training passes typed keys [B], one per example, to every network. A network without
+dropout ignores them; others call `h = networks.dropout(dropout_keys, "hidden", 0.1)(h)`, the identity for None.
 """
 
 __all__ = ["Network", "UNet", "dropout", "timestep_embedding", "with_label"]

@@ -22,7 +22,7 @@ Dtype = jnp.dtype | type
 
 
 def initializer(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform with variance scale / mean(fan_in, fan_out); zeros for scale 0, where the authors' code has scale 1e-10."""
+    """Uniform with variance scale / mean(fan_in, fan_out); zeros for scale 0 (1e-10 in the authors' code)."""
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform") if scale > 0 else nn.initializers.zeros
 
 
@@ -34,7 +34,7 @@ def timestep_embedding(t: jax.Array, dim: int, freq_shift: float = 1.0, cos_firs
     Args:
         t: [B], integers or floats, not scaled.
         dim: Even, at least 4.
-        freq_shift: The 1 of n - 1 above; 0 in later code, such as that of Dhariwal & Nichol 2021.
+        freq_shift: The 1 in n - 1 above; 0 in later code, such as that of Dhariwal & Nichol 2021.
         cos_first: Whether the cosines come first, as in that code.
 
     Returns:
@@ -121,10 +121,10 @@ class Conv(nn.Module):
 
 
 class DoubleConv(Conv):
-    """Doubles the image by nearest neighbour, then convolves, without building the large image, whose pixels repeat.
+    """Nearest-neighbour upsampling by 2, then a convolution, without building the upsampled image, whose pixels repeat.
 
-    Seen from the small image, a 3x3 kernel on the large one is four 2x2 kernels, one per pixel of a block of 2x2, some of
-    whose weights are sums: 4/9 of the work.
+    On the small image, the 3x3 kernel amounts to four 2x2 kernels, one per output pixel of a 2x2 block, some of whose
+    weights are sums: 4/9 of the work.
     """
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -217,16 +217,16 @@ class GroupNorm(nn.Module):
 def dropout(keys: jax.Array | None, name: str, probability: float) -> Callable[[jax.Array], jax.Array]:
     """Dropout whose mask for example i depends on key i and the layer's name alone, not on the rest of the batch.
 
-    Counter-based random numbers, a hash of positions keyed per example, cheaper than threefry: `lowbias32` of
+    The random numbers are counter-based, a hash of the position keyed per example, cheaper than threefry: `lowbias32` of
     https://nullprogram.com/blog/2018/07/31. Tests check the drop rate and that positions, examples, layers are uncorrelated.
 
     Args:
-        keys: Typed keys [B], one per example; None drops nothing.
-        name: A name of its own for each layer.
+        keys: Typed keys [B], one per example; None: no dropout.
+        name: A unique name for each layer.
         probability: Probability that a number becomes 0; the others are divided by 1 - probability.
 
     Returns:
-        x [B, ...] -> x with numbers dropped, the same ones at each call.
+        The function x [B, ...] -> x with numbers dropped, the same ones in each call.
     """
     if keys is None or probability == 0:
         return lambda x: x
@@ -249,15 +249,15 @@ def dropout(keys: jax.Array | None, name: str, probability: float) -> Callable[[
 def downsample(x: jax.Array, dtype: Dtype, symmetric: bool, name: str) -> jax.Array:
     """Halves height and width, [B, H, W, C] -> [B, H/2, W/2, C], by a convolution of stride 2; call inside a module.
 
-    An even size needs one row and one column of padding: TensorFlow, and so DDPM, puts them after the image; PyTorch's
-    networks pad before it as well ("symmetric"), which shifts the grid by a pixel.
+    An even size needs one row and one column of padding: TensorFlow, and so DDPM, puts them after the image; PyTorch
+    networks also pad before it ("symmetric"), which shifts the grid by a pixel.
     """
     padding = ((1, 1), (1, 1)) if symmetric else "SAME"
     return Conv(x.shape[-1], dtype, stride=2, padding=padding, name=name)(x)
 
 
 def upsample(x: jax.Array, dtype: Dtype, name: str) -> jax.Array:
-    """Doubles height and width, [B, H, W, C] -> [B, 2H, 2W, C]: nearest neighbour, then a convolution; call inside a module."""
+    """Doubles height and width, [B, H, W, C] -> [B, 2H, 2W, C], by a `DoubleConv`; call inside a module."""
     return barrier(DoubleConv(x.shape[-1], dtype, name=name)(x))
 
 
@@ -273,7 +273,7 @@ def double(x: jax.Array) -> jax.Array:
 
 
 class LabelEmbedding(nn.Module):
-    """A vector per class, as wide as the time embedding to which it is added.
+    """A learned vector per class, added to the time embedding.
 
     Attributes:
         num_classes: Number of classes.
@@ -287,7 +287,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, labels: jax.Array) -> jax.Array:
-        """Integers [B] in 0..num_classes-1 -> [B, E]; any other label gives NaN if traced, and raises if known."""
+        """Integers [B] in 0..num_classes-1 -> [B, E]; any other label gives NaN if traced, and raises if concrete."""
         if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
             raise TypeError(f"labels: expected integers, received {jnp.result_type(labels)}")
         table = self.param("embedding", nn.initializers.normal(1.0), (self.num_classes, self.features), jnp.float32)

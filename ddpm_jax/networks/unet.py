@@ -23,28 +23,37 @@ class UNet(nn.Module):
 
     Attributes:
         channels: Channels of the first level.
-        multipliers: Channels per level, as multiples of the first level's. The image is halved between levels.
+        multipliers: Channel multiplier per level. The image is halved between levels.
         num_blocks: Residual blocks per level of the encoder.
         attention_resolutions: Image sizes (the longer side) at which attention follows every residual block.
-        attention_levels: If given, the levels with attention instead, 0 the first, whatever the size of the image.
+        attention_levels: If given, the levels with attention, from 0, regardless of the image size.
         num_heads: Attention heads.
-        head_dim: If given, the channels per head, instead of their number.
-        middle: The bottleneck: "attention" (block, attention, block), "attention_without_norm" (the same, but the input of
-            the attention is not normalised), "blocks" (two blocks) or "none".
+        head_dim: If given, channels per head, instead of num_heads.
+        middle: The bottleneck: "attention" (block, attention, block), "attention_without_norm" (the same, without the norm
+            before the attention), "blocks" (two blocks) or "none".
         dropout: Dropout probability in the residual blocks.
-        out_channels: Output channels; None: as many as the input. Twice as many for a learned variance.
+        out_channels: Output channels; None: as many as the input has. A learned variance needs twice as many.
         num_classes: If given, the network is conditioned on a label, whose embedding is added to that of the time.
         num_groups: Groups of GroupNorm.
         norm_eps: Epsilon of GroupNorm.
+        time_scale: Factor by which t is multiplied before it is embedded.
         freq_shift, cos_first: See `timestep_embedding`.
-        time_scale_shift: Whether the time scales and shifts normalised features (section 4 of Dhariwal & Nichol 2021,
+        time_scale_shift: Whether the time scales and shifts normalized features (section 4 of Dhariwal & Nichol 2021,
             arXiv 2105.05233) instead of being added to them.
         symmetric_padding: See `layers.downsample`.
-        residual_downsampling: Levels of the encoder that end in a residual block that halves the image (also Dhariwal &
+        residual_downsampling: Levels of the encoder that end with a residual block that halves the image (also Dhariwal &
             Nichol), instead of a convolution.
-        residual_upsampling: Levels of the decoder that end in a residual block that doubles it.
+        residual_upsampling: Levels of the decoder that end with a residual block that doubles it.
         dtype: Compute dtype, e.g. bfloat16; parameters, norms and softmax stay float32.
-        remat: Gradient checkpointing: recompute block activations in the backward pass and keep only the blocks' outputs.
+        remat: Gradient checkpointing: keep only the blocks' outputs and recompute their activations in the backward pass.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from ddpm_jax import networks
+    >>> network = networks.UNet(channels=32, multipliers=(1, 2), num_blocks=1)
+    >>> x_t, t = jnp.zeros((4, 16, 16, 3)), jnp.array([0, 10, 100, 999])
+    >>> params = jax.jit(network.init)(jax.random.key(0), x_t, t)
+    >>> network.apply(params, x_t, t).shape
+    (4, 16, 16, 3)
     """
 
     channels: int = 128
@@ -86,12 +95,12 @@ class UNet(nn.Module):
         Args:
             x_t: Noisy images [B, H, W, C]; H and W divisible by 2 ** (levels - 1).
             t: Timesteps [B], as the schedule counts them.
-            labels: Classes [B], integers in 0..num_classes-1, if the network has classes, else None. A traced label out of
-                range gives NaN. `init` does not need them.
-            condition: Images [B, H, W, any number] to condition on, such as an enlarged small version, or the grey image;
-                concatenated to the channels of x_t, as in Saharia et al. 2021 (arXiv 2104.07636).
+            labels: Classes [B], integers in 0..num_classes-1, or None if the network is unconditional. A traced label out
+                of range gives NaN. `init` does not need them.
+            condition: Images [B, H, W, any number] to condition on, such as the upsampled low-resolution or the greyscale
+                image; concatenated to the channels of x_t, as in Saharia et al. 2021 (arXiv 2104.07636).
             train: Whether dropout is on; it then needs dropout_keys, or `rngs={"dropout": key}`.
-            dropout_keys: Typed keys [B], one per example: its masks do not depend on the rest of the batch.
+            dropout_keys: Typed keys [B], one per example, whose masks do not depend on the rest of the batch.
 
         Returns:
             float32 [B, H, W, out_channels].
@@ -99,7 +108,7 @@ class UNet(nn.Module):
         Raises:
             TypeError: labels that are not integers.
             ValueError: images that the levels cannot halve, channels that the groups or heads do not divide, labels that are
-                out of range, missing or unexpected, a condition of another size.
+                out of range, missing or unexpected, or a condition of another size.
         """
         # Labels are optional in `init`, and dropout keys with `rngs`.
         if self.num_classes is not None and self.is_initializing() and labels is None:
@@ -216,10 +225,10 @@ class UNet(nn.Module):
 
 
 def with_label(network: UNet, params: Any, label: int) -> tuple[UNet, Any]:
-    """The unconditional network that does what this one does for one label, whose embedding is folded into a bias.
+    """The unconditional network that equals a class-conditional one at a given label, whose embedding joins a bias.
 
     Args:
-        network: A network with classes.
+        network: A class-conditional network.
         params: Its variables.
         label: In 0..num_classes-1.
 
@@ -227,7 +236,7 @@ def with_label(network: UNet, params: Any, label: int) -> tuple[UNet, Any]:
         The network, and its variables.
 
     Raises:
-        ValueError: a label out of range, or a network without classes.
+        ValueError: a label out of range, or an unconditional network.
     """
     if network.num_classes is None or not 0 <= label < network.num_classes:
         raise ValueError(f"label: expected one of {network.num_classes} classes, received {label}")

@@ -63,7 +63,7 @@ class Schedule(NamedTuple):
         >>> import numpy as np
         >>> from ddpm_jax import schedules
         >>> level = schedules.linear(1000).level(np.array([0, 999]))
-        >>> print(level.alpha.round(3), level.sigma.round(3))
+        >>> print(np.asarray(level.alpha).round(3), np.asarray(level.sigma).round(3))
         [1.    0.006] [0.01 1.  ]
         """
         t = self.checked(t)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, overload
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,10 @@ def signal_and_noise(log_snr: Array) -> tuple[Array, Array]:
     return xp.exp(-xp.logaddexp(0.0, -log_snr) / 2), xp.exp(-xp.logaddexp(0.0, log_snr) / 2)
 
 
+@overload
+def safe_divide(a: ArrayLike, b: jax.Array, otherwise: ArrayLike = 0.0) -> jax.Array: ...
+@overload
+def safe_divide(a: ArrayLike, b: Array, otherwise: ArrayLike = 0.0) -> Array: ...
 def safe_divide(a: ArrayLike, b: Array, otherwise: ArrayLike = 0.0) -> Array:
     """a / b, or `otherwise` if b is 0; the gradient is finite there too."""
     xp = b.__array_namespace__()
