@@ -30,6 +30,13 @@ def test_draws_are_those_of_the_single_keys():
     np.testing.assert_array_equal(together[2], jax.random.normal(some[2], (4,)))
 
 
+def test_folding_folds_into_each_key():
+    some = keys.per_example(KEY, np.arange(3))
+    np.testing.assert_array_equal(data(keys.fold(some, 7)[2]), data(jax.random.fold_in(some[2], 7)))
+    np.testing.assert_array_equal(keys.global_ids(None, 3), [0, 1, 2])
+    np.testing.assert_array_equal(keys.global_ids(np.array([5, 0]), 2), [5, 0])
+
+
 def test_a_missing_key_is_an_error():
     with pytest.raises(TypeError):
         keys.stream(None, "noise")

@@ -1,14 +1,14 @@
 """Work-arounds for XLA on CPU, all in this file.
 
-They change results by rounding alone. On other platforms they do nothing, except for the barrier in `over_images`.
+They change results only by rounding. On other platforms they do nothing, except for the barrier in `over_images`.
 
-What they gain, in a training step of the CIFAR-10 network at batch 8, float32, two cores; memory is what XLA plans beside the
-state. docs/benchmarks.md has the measurements.
+Their gain in a training step of the CIFAR-10 network at batch 8, float32, two cores; memory excludes the training state.
+docs/benchmarks.md has the measurements.
 
-| work-around | a step without it takes | memory without it |
+| work-around | step time without it | memory without it |
 |---|---|---|
-| 3x3 convolutions by Winograd's method | 1.28 times as long, but compiles in half the time | 426 instead of 418 MiB |
-| `compiler_options` | 1.29 times as long | 784 instead of 418 MiB |
+| 3x3 convolutions by Winograd's method | 1.28 times, but half the compile time | 426 instead of 418 MiB |
+| `compiler_options` | 1.29 times | 784 instead of 418 MiB |
 | `barrier` | | 467 instead of 418 MiB |
 
 `barrier`, `swish`, `over_images` and `mean_over_space`, with `GroupNorm` and `DoubleConv` in `layers`, took a step from 2.87 to
@@ -38,18 +38,18 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-# Fusion: XLA recomputes an array in each of its uses, some of them sums and transpositions, where that is slow.
+# Fusion: XLA recomputes an array in each of its uses, which is slow if these are sums or transpositions.
 
 
 def barrier(x: T) -> T:
-    """Has XLA compute x, an array or a tree, once for all of its uses; also its gradient."""
-    settled: T = jax.lax.optimization_barrier(x) if on_cpu() else x
-    return settled
+    """Makes XLA compute x, an array or a tree, once for all its uses, and its gradient too."""
+    once: T = jax.lax.optimization_barrier(x) if on_cpu() else x
+    return once
 
 
 @jax.custom_jvp
 def swish(x: jax.Array) -> jax.Array:
-    """x sigmoid(x). Its gradient is settled, since the gradient of the norm before it uses it three times."""
+    """x sigmoid(x). A barrier is on its gradient, because the gradient of the norm before it uses it three times."""
     return x * nn.sigmoid(x)
 
 
@@ -62,7 +62,7 @@ def _swish_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[j
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def over_images(a: jax.Array, batch: int) -> jax.Array:
-    """[C] -> [B, C]. Its gradient is summed per image first; XLA would merge that into one sum over batch and space."""
+    """[C] -> [B, C]. Its gradient is summed per image first; XLA would merge this into one sum over batch and space."""
     return jnp.broadcast_to(a, (batch, *a.shape))
 
 
@@ -74,7 +74,7 @@ def _over_images_jvp(batch: int, primals: tuple[jax.Array], tangents: tuple[jax.
 
 @jax.custom_jvp
 def mean_over_space(x: jax.Array) -> jax.Array:
-    """[B, N, C] -> [B, C]. Adds eight chunks to each other first: XLA is fast at adding arrays, slow at sums within one.
+    """[B, N, C] -> [B, C], in 8 chunks that are added first: XLA is fast at adding arrays, slow at sums within one.
 
     The derivative is that of a plain mean; that of the chunks would slice the gradient into eight.
     """
@@ -139,7 +139,7 @@ def winograd_double_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def forward_only(winograd: Convolve, plain: Convolve) -> Convolve:
-    """One of the two above in the forward pass, its plain form in the derivatives, which are faster so for few channels."""
+    """Winograd's method in the forward pass, the plain form in the derivatives, where it is faster if channels are few."""
 
     @jax.custom_jvp
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -231,9 +231,9 @@ def compiler_options(*, gradient: bool = False) -> dict[str, str | bool]:
 
 
 def known_options(**options: str | bool) -> dict[str, str | bool]:
-    """Drops the options that this version of XLA refuses: XLA renames them at will, and an unknown one fails every program.
+    """Drops the options that this version of XLA does not know: an unknown option fails every compilation.
 
-    To find out, a process compiles a program that does nothing, once with all of them, and if that fails, once more for each.
+    To find out, each process compiles an empty program with all of them, and if that fails, with one after the other.
     """
     return dict(_known(tuple(options.items())))
 
@@ -262,10 +262,10 @@ def _known(options: Options) -> Options:
 
 
 def row_major(tree: T) -> T:
-    """Has XLA for GPUs keep arrays in the order in which they are stored.
+    """Makes XLA for GPUs keep arrays in the layout in which they are stored.
 
-    A convolution's gradient comes in another order. It would spread to the optimizer, whose state would be transposed at every
-    step, there and back. On a single device only: sharded arrays would be gathered for it.
+    A convolution's gradient has another layout, which would spread to the optimizer, so that its state would be transposed
+    twice per step. On a single device only: sharded arrays would be gathered for it.
     """
     if jax.default_backend() != "gpu" or jax.device_count() > 1:
         return tree
