@@ -19,13 +19,13 @@ from ddpm_jax.devices import distributed, sharding
 from ddpm_jax.devices.preemption import Preemption
 from ddpm_jax.runs import metric_writers
 from ddpm_jax.runs.checkpoints import Checkpoints
-from ddpm_jax.runs.workdir import claim, describe, restore, write_config
+from ddpm_jax.runs.workdir import checkpoint_metadata, claim, restore, write_config
 from ddpm_jax.training import loop
-from ddpm_jax.training.metrics import Record
+from ddpm_jax.training.metrics import MetricLog
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.saving import Saver
 from ddpm_jax.training.snapshots import Snapshots
-from ddpm_jax.training.state import TrainState, begin, init_state, num_params
+from ddpm_jax.training.state import TrainState, init_state, num_params, state_from_params
 from ddpm_jax.training.step import make_train_step
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     factory.check_labels(config.network, source)
     mesh, key = sharding.make_mesh(), jax.random.key(config.train.seed)
     objective = factory.make_objective(config, image_shape)
-    objective = objective._replace(frozen=sharding.copies(mesh, objective.frozen))
+    objective = objective._replace(frozen=sharding.replicate(mesh, objective.frozen))
     learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
     optimizer = factory.make_optimizer(config.optimizer, learning_rate)
     averages = factory.make_averages(config.ema, config.train.batch_size)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
         # The state: from the last checkpoint, from imported weights, or new.
         workdir = stack.enter_context(claim(config)) if is_first else pathlib.Path(config.workdir)
-        distributed.wait("claim")
+        distributed.barrier("claim")
         terminal = stack.enter_context(contextlib.closing(metric_writers.Terminal(config.train.num_steps)))
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, terminal.say)
@@ -71,21 +71,21 @@ def main(argv: Sequence[str]) -> None:
         if parts is None:
             state = sharding.create(init, layout)
         elif parts.keys() == {"params"}:
-            begun = functools.partial(begin, optimizer=optimizer, averages=averages, history=objective.memory)
+            begun = functools.partial(state_from_params, optimizer=optimizer, averages=averages, history=objective.memory)
             state = sharding.create(begun, layout, parts["params"])
         else:
-            state = TrainState.of(parts)
+            state = TrainState.from_parts(parts)
 
         # Metrics, checkpoints, snapshots and samples.
-        record = open_record(config, workdir if is_first else None, terminal, int(state.step), saved.get("sums"), stack)
-        saver = Saver(checkpoints, record, describe(config, image_shape), config.checkpoint.every)
+        log = open_log(config, workdir if is_first else None, terminal, int(state.step), saved.get("sums"), stack)
+        saver = Saver(checkpoints, log, checkpoint_metadata(config, image_shape), config.checkpoint.every)
         powers = [factory.power_name(width) for width in config.ema.power]
         snapshots = stack.enter_context(Snapshots(workdir, powers, config.ema.snapshot_every, config.ema.snapshots))
         draw = sample_drawer(config, objective, mesh, workdir if is_first else None, terminal)
         steps_per_call = announce(config, state, f"{len(source):,} images of {image_shape}", mesh, terminal)
         loop.train(
             state, train_step, stack.enter_context(contextlib.closing(pipeline.iterate(batches, int(state.step)))), mesh,
-            config.train.num_steps, record=record, saver=saver, snapshots=snapshots,
+            config.train.num_steps, log=log, saver=saver, snapshots=snapshots,
             preemption=stack.enter_context(Preemption()), hooks=[(config.train.sample_every, draw)],
             average=next(iter(averages)), frozen=objective.frozen, steps_per_call=steps_per_call,
         )  # fmt: skip
@@ -119,18 +119,18 @@ def place(config: Config, init: Callable[[], TrainState], mesh: Mesh) -> tuple[A
     if config.devices.state == "replicated":
         return shapes, sharding.replicated(mesh)
     with as_usage_error("--devices.axes"):
-        return shapes, sharding.divided(mesh, shapes, config.devices.axes)
+        return shapes, sharding.sharded(mesh, shapes, config.devices.axes)
 
 
-def open_record(
+def open_log(
     config: Config,
     workdir: pathlib.Path | None,
     terminal: metric_writers.Terminal,
     step: int,
     sums: dict[str, Any] | None,
     stack: contextlib.ExitStack,
-) -> Record:
-    """The record of the run from a step on; writes into the workdir, if this process has one, until the stack closes."""
+) -> MetricLog:
+    """The metric log of the run from a step on; writes into the workdir, if this process has one, until the stack closes."""
     outputs = []
     if workdir is not None:
         with as_usage_error("--workdir"):
@@ -139,7 +139,7 @@ def open_record(
     for output in outputs:
         stack.enter_context(contextlib.closing(output))
     terminal.begin(step)
-    return Record(terminal, outputs, config.train.log_every, config.train.num_steps, config.train.batch_size, sums)
+    return MetricLog(terminal, outputs, config.train.log_every, config.train.num_steps, config.train.batch_size, sums)
 
 
 def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal: metric_writers.Terminal) -> int:
@@ -150,7 +150,7 @@ def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal:
     terminal.say(
         f"{config.workdir}: {num_params(state.params):,} parameters, {data}, {mesh.size} x {jax.devices()[0].device_kind}, "
         f"from step {int(state.step)} to {config.train.num_steps}"
-        f"{f', {steps_per_call} steps a call' if steps_per_call > 1 else ''}"
+        f"{f', {steps_per_call} steps per dispatch' if steps_per_call > 1 else ''}"
     )
     return steps_per_call
 
@@ -161,7 +161,7 @@ def sample_drawer(
     """The hook that draws a grid of samples; all processes compute it, and the one that has a workdir writes it."""
 
     def draw(step: int, params: Any) -> None:
-        image = sharding.copies(mesh, objective.preview(params, jax.random.key(config.sample.seed), objective.frozen))
+        image = sharding.replicate(mesh, objective.preview(params, jax.random.key(config.sample.seed), objective.frozen))
         if workdir is None or image is None:
             return
         try:

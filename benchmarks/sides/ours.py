@@ -16,7 +16,7 @@ from ddpm_jax.training.state import init_state, num_params
 from ddpm_jax.training.step import make_train_step
 from sides.turns import Run, seconds
 
-compiler.keep_programs()
+compiler.enable_compilation_cache()
 programs: list[Any] = []  # of this process
 
 
@@ -52,7 +52,7 @@ def sampling(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     compiler.divide_cores(config.sample.num)
     schedule, network = factory.make_schedule(config.diffusion), factory.make_network(config, shape)
     mesh, zeros = sharding.make_mesh(), (jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32))
-    params = sharding.copies(mesh, jax.jit(network.init)(jax.random.key(0), *zeros))
+    params = sharding.replicate(mesh, jax.jit(network.init)(jax.random.key(0), *zeros))
     draw: Any = factory.make_generator(config, network, schedule, shape)
     ids = sharding.put_ids(mesh, range(config.sample.num))
     print(f"ours: {mesh.size} devices")

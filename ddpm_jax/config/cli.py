@@ -19,8 +19,8 @@ import jax
 import tyro
 
 from ddpm_jax.config import kinds
-from ddpm_jax.devices.compiler import keep_programs
-from ddpm_jax.devices.preemption import Ended
+from ddpm_jax.devices.compiler import enable_compilation_cache
+from ddpm_jax.devices.preemption import EarlyExit
 
 T = TypeVar("T")
 
@@ -141,11 +141,11 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
         main: Takes the command line, without the program's name.
         section: Section of the config whose options have no prefix in this script: "sample." makes --sample.eta --eta.
     """
-    keep_programs()
+    enable_compilation_cache()
     try:
         main(sys.argv[1:])
-    except (UsageError, Ended, FloatingPointError) as error:
-        kind = "" if isinstance(error, Ended) else "error: "
+    except (UsageError, EarlyExit, FloatingPointError) as error:
+        kind = "" if isinstance(error, EarlyExit) else "error: "
         print(
             f"{pathlib.Path(sys.argv[0]).name}: {kind}{str(error).replace(f'--{section}', '--')}",
             file=sys.__stderr__,

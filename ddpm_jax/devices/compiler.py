@@ -15,9 +15,9 @@ import jax
 
 from ddpm_jax.networks.cpu import compiler_options, row_major
 
-__all__ = ["FEW", "compiled", "compiler_options", "divide_cores", "keep_programs", "row_major"]
+__all__ = ["MIN_IMAGES_PER_CORE", "compiled", "compiler_options", "divide_cores", "enable_compilation_cache", "row_major"]
 
-FEW = 4
+MIN_IMAGES_PER_CORE = 4
 """Minimum number of images per CPU core if a batch is divided among cores."""
 
 
@@ -29,14 +29,15 @@ def divide_cores(batch_size: int) -> None:
     is slower.
 
     Args:
-        batch_size: Number of images; each core gets at least `FEW`. A number of devices that the user chose is kept.
+        batch_size: Number of images; each core gets at least `MIN_IMAGES_PER_CORE`. If the user has set the number of devices,
+            it is kept.
 
     Raises:
         RuntimeError: something was computed before.
     """
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and hasattr(os, "sched_getaffinity"):
-        most = min(len(os.sched_getaffinity(0)), max(1, batch_size // FEW))
+        most = min(len(os.sched_getaffinity(0)), max(1, batch_size // MIN_IMAGES_PER_CORE))
         jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
 
 
@@ -60,7 +61,7 @@ def compiled(jitted: Any, what: str, say: Callable[[str], None]) -> Callable[...
     return run
 
 
-def keep_programs() -> None:
+def enable_compilation_cache() -> None:
     """Turns on JAX's cache of compiled programs, in the user's cache folder, so that the same command starts faster next time.
 
     JAX_COMPILATION_CACHE_DIR names another folder; if it is empty, there is no cache.

@@ -64,13 +64,13 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     return jax.process_index() == 0
 
 
-def wait(what: str) -> None:
+def barrier(name: str) -> None:
     """Waits up to ten minutes until all processes have reached this point; a first collective on CPU waits half a minute."""
     if jax.process_count() > 1:
-        multihost.get_barrier_sync_fn()(key=what, timeout_ms=600_000)
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=600_000)
 
 
-def of_first(find: Callable[[], int]) -> int:
+def from_first_process(find: Callable[[], int]) -> int:
     """Broadcasts an int32 that process 0 computes; all processes must call it together, and only process 0 calls find.
 
     Raises:

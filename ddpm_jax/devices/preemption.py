@@ -13,11 +13,11 @@ from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-TOGETHER = 0.5
+DEBOUNCE = 0.5
 """Signals within so many seconds of the first are the first: `timeout` sends one to a process and one to its whole group."""
 
 
-class Ended(Exception):
+class EarlyExit(Exception):
     """The run ends before its time, by no mistake on the command line.
 
     Args:
@@ -59,7 +59,7 @@ class Preemption:
             signal.signal(number, handler)
         os.close(self._writing)
 
-    def reached(self, call: int) -> bool:
+    def should_stop(self, call: int) -> bool:
         """Whether to end after this call of the devices, a number one higher each time, the same for all processes."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call):
             self.number = signal.SIGTERM
@@ -76,7 +76,7 @@ class Preemption:
     def _take(self, number: int) -> None:
         name = signal.Signals(number).name
         if self.number is not None:
-            if time.monotonic() - self._since < TOGETHER:
+            if time.monotonic() - self._since < DEBOUNCE:
                 return
             print(f"{name}: ended at once", file=sys.__stderr__, flush=True)
             os._exit(128 + number)

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
 
-LARGE = 4096
+MIN_SHARDED_SIZE = 4096
 """Numbers from which on an array is divided."""
 
 
@@ -37,7 +37,7 @@ def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def divided(mesh: Mesh, tree: Any, axes: Sequence[tuple[str, int | None]] = ()) -> Any:
+def sharded(mesh: Mesh, tree: Any, axes: Sequence[tuple[str, int | None]] = ()) -> Any:
     """Each large array divided among the devices, along its largest axis that they divide; a copy of the others on each.
 
     Args:
@@ -78,7 +78,7 @@ def divided(mesh: Mesh, tree: Any, axes: Sequence[tuple[str, int | None]] = ()) 
 def largest_axis(shape: Sequence[int], num_devices: int) -> int | None:
     """The largest axis that so many devices divide, of what is large enough to divide; None where there is none."""
     sizes = {axis: size for axis, size in enumerate(shape) if size % num_devices == 0}
-    return max(sizes, key=lambda axis: sizes[axis]) if sizes and math.prod(shape) >= LARGE else None
+    return max(sizes, key=lambda axis: sizes[axis]) if sizes and math.prod(shape) >= MIN_SHARDED_SIZE else None
 
 
 def bytes_per_device(tree: Any) -> int:
@@ -91,7 +91,7 @@ def gather(mesh: Mesh, tree: T) -> T:
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
-def copies(mesh: Mesh, tree: T) -> T:
+def replicate(mesh: Mesh, tree: T) -> T:
     """Arrays with a copy on every device, from wherever they live; on all processes at once."""
     return jax.jit(_same, out_shardings=replicated(mesh))(tree)
 

@@ -29,7 +29,7 @@ def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax
     return optax.chain(clip(optimizer.clip_norm), optax.adam(learning_rate))
 
 
-def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Share]:
+def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Rate]:
     """The averages of the parameters by name, the one to draw with first. Raises UsageError for one that cannot be."""
     made = {}
     if averages.decay is not None:

@@ -20,7 +20,7 @@ from tyro.conf import Positional
 
 from ddpm_jax.config import Config, Diffusion, Sample, UNet, Unknown, kinds
 from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
-from ddpm_jax.runs.workdir import claim, describe, write_config
+from ddpm_jax.runs.workdir import checkpoint_metadata, claim, write_config
 
 if TYPE_CHECKING:
     from ddpm_jax.interop.diffusers import Model
@@ -75,7 +75,7 @@ def import_model(argv: Sequence[str]) -> None:
     from ddpm_jax import factory  # here and below: the libraries of checkpoints and data take seconds to load
     from ddpm_jax.interop import diffusers
     from ddpm_jax.runs.checkpoints import Checkpoints
-    from ddpm_jax.training.state import begin, num_params
+    from ddpm_jax.training.state import num_params, state_from_params
 
     with as_usage_error("FOLDER"):
         model = diffusers.load(given.folder)
@@ -84,9 +84,9 @@ def import_model(argv: Sequence[str]) -> None:
     image_shape = [*model.image_size, model.params["params"]["stem"]["kernel"].shape[2]]
     learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
     optimizer = factory.make_optimizer(config.optimizer, learning_rate)
-    state = begin(model.params, optimizer)
+    state = state_from_params(model.params, optimizer)
     with claim(config), Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
-        checkpoints.save(0, state.parts(), describe(config, image_shape))
+        checkpoints.save(0, state.parts(), checkpoint_metadata(config, image_shape))
         write_config(workdir, config)
     if checkpoints.failed:
         raise UsageError(f"--workdir: expected to be able to save in {workdir}")

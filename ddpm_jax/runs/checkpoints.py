@@ -107,7 +107,7 @@ class Checkpoints:
             raise ValueError(f"expected a checkpoint in {self._folder}, all are damaged: {each}")
         return None
 
-    def pass_over(self, after: int) -> None:
+    def mark_damaged(self, after: int) -> None:
         """Marks the checkpoints after a step as damaged: for a process that was given `latest` by the one that checked."""
         self._damaged |= {step: "as another process found" for step in self.steps if step > after}
 

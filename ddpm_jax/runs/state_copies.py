@@ -51,7 +51,7 @@ def _has_room(num_bytes: int) -> bool:
     """
     if jax.default_backend() == "cpu":
         return True
-    return bool(distributed.of_first(lambda: 2 * num_bytes <= min(map(_free_bytes, jax.local_devices()))))
+    return bool(distributed.from_first_process(lambda: 2 * num_bytes <= min(map(_free_bytes, jax.local_devices()))))
 
 
 def _free_bytes(device: jax.Device) -> float:

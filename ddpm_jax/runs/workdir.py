@@ -24,7 +24,7 @@ def write_config(workdir: pathlib.Path, config: Config) -> None:
     atomic_write(workdir / "config.json", lambda file: file.write(text.encode()))
 
 
-def refuse_changes(begun_with: Config, config: Config) -> list[str]:
+def check_changes(begun_with: Config, config: Config) -> list[str]:
     """Compares the config that a run was begun with and that to go on with.
 
     Returns:
@@ -42,7 +42,7 @@ def refuse_changes(begun_with: Config, config: Config) -> list[str]:
 def _compare_with_written(workdir: pathlib.Path, config: Config) -> list[str]:
     written = workdir / "config.json"
     with as_usage_error("--workdir"):
-        return refuse_changes(from_dict(json.loads(written.read_text())), config) if written.exists() else []
+        return check_changes(from_dict(json.loads(written.read_text())), config) if written.exists() else []
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def claim(config: Config) -> Iterator[pathlib.Path]:
         yield workdir
 
 
-def describe(config: Config, image_shape: Sequence[int]) -> dict[str, Any]:
+def checkpoint_metadata(config: Config, image_shape: Sequence[int]) -> dict[str, Any]:
     """What a checkpoint says of its run, as JSON."""
     return {"config": dataclasses.asdict(config), "image_shape": list(image_shape), "version": __version__}
 
@@ -96,12 +96,12 @@ def restore(
         UsageError: it was begun with another config or other images, or cannot be read.
     """
     with as_usage_error("--workdir"):
-        latest = distributed.of_first(lambda: -1 if checkpoints.latest is None else checkpoints.latest)
+        latest = distributed.from_first_process(lambda: -1 if checkpoints.latest is None else checkpoints.latest)
         if latest < 0:
             return None, {}
-        checkpoints.pass_over(after=latest)
+        checkpoints.mark_damaged(after=latest)
         begun = checkpoints.metadata(latest)
-        refuse_changes(from_dict(begun["config"]), config)
+        check_changes(from_dict(begun["config"]), config)
         if begun["image_shape"] != list(image_shape):
             raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {tuple(image_shape)}")
         if begun.get("version", __version__) != __version__:

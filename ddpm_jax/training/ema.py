@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Share = Callable[[jax.Array], jax.Array]
+Rate = Callable[[jax.Array], jax.Array]
 """n, how many updates came before -> how far the average moves, in [0, 1], counted in float32."""
 
-WIDEST = 12**-0.5
+MAX_WIDTH = 12**-0.5
 """The width of gamma = 0, the mean of all parameters."""
 
 
-def exponential(decay: float, warmup: bool = False) -> Share:
+def exponential(decay: float, warmup: bool = False) -> Rate:
     """Keeps the share `decay` of the average at each update.
 
     Args:
@@ -35,7 +35,7 @@ def exponential(decay: float, warmup: bool = False) -> Share:
     return _exponential(1 - decay, warmup)
 
 
-def half_life(num_images: float, batch_size: int, warmup: bool = False) -> Share:
+def half_life(num_images: float, batch_size: int, warmup: bool = False) -> Rate:
     """Halves the weight of what the average holds by every num_images images.
 
     Args:
@@ -51,7 +51,7 @@ def half_life(num_images: float, batch_size: int, warmup: bool = False) -> Share
     return _exponential(-math.expm1(-math.log(2) * batch_size / num_images), warmup)
 
 
-def _exponential(share: float, warmup: bool) -> Share:
+def _exponential(share: float, warmup: bool) -> Rate:
     def of(num_updates: jax.Array) -> jax.Array:
         start = jnp.where(num_updates == 0, 1.0, share)
         return jnp.maximum(start, 9 / (10 + num_updates)) if warmup else start
@@ -59,7 +59,7 @@ def _exponential(share: float, warmup: bool) -> Share:
     return of
 
 
-def power(width: float) -> Share:
+def power(width: float) -> Rate:
     """A power function: the average keeps (1 - 1 / (n + 1))^(gamma + 1), section 3.1 of Karras et al. 2024.
 
     Args:
@@ -78,13 +78,13 @@ def exponent_of(width: float) -> float:
     Raises:
         ValueError: a width outside (0, 12^-1/2].
     """
-    if not 0 < width <= WIDEST:
-        raise ValueError(f"width: expected above 0 and at most {WIDEST:.4f}, received {width}")
+    if not 0 < width <= MAX_WIDTH:
+        raise ValueError(f"width: expected above 0 and at most {MAX_WIDTH:.4f}, received {width}")
     roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
     return max(float(roots.real.max()), 0.0)
 
 
-def update(average: Any, params: Any, num_updates: jax.Array, share: Share) -> Any:
+def update(average: Any, params: Any, num_updates: jax.Array, share: Rate) -> Any:
     """The average after one more update; the first is a copy.
 
     Args:
@@ -124,7 +124,7 @@ def coefficients(steps: Sequence[int], widths: Sequence[float], step: int, width
     return found / found.sum()
 
 
-def mismatch(steps: Sequence[int], widths: Sequence[float], shares: np.ndarray, step: int, width: float) -> float:
+def profile_error(steps: Sequence[int], widths: Sequence[float], shares: np.ndarray, step: int, width: float) -> float:
     """How far a sum of snapshots is from the profile that is wanted: the norm of the difference, as a share of its own."""
     n, gamma = np.asarray(steps, np.float64), np.array([exponent_of(w) for w in widths])
     wanted = float(step), exponent_of(width)
@@ -133,7 +133,7 @@ def mismatch(steps: Sequence[int], widths: Sequence[float], shares: np.ndarray, 
     return math.sqrt(max(made - 2 * shares @ _inner(n, gamma, *wanted) + own, 0.0) / own)
 
 
-def thinned(steps: Sequence[int], every: int, most: int) -> list[int]:
+def thin(steps: Sequence[int], every: int, most: int) -> list[int]:
     """Which snapshots of a run are kept: at most so many, evenly apart, whenever the run was broken off.
 
     Args:

@@ -17,7 +17,7 @@ MAX_SKIPPED = 20
 """Abort after this many consecutive non-finite steps."""
 
 
-class Record:
+class MetricLog:
     """Takes the metrics of every step, and writes a line every log_every steps.
 
     The means are over the steps since the last line, those that were skipped left out. What they are made of is part of a
@@ -46,9 +46,9 @@ class Record:
         self._sums = {name: np.asarray(value, np.float64) for name, value in _by_name(sums or {}).items()}
         self._loss_since_save: list[float] = []
         self._num_since_line = 0
-        self.begin()
+        self.start_clock()
 
-    def begin(self) -> None:
+    def start_clock(self) -> None:
         """Starts the clock of the speed."""
         self._began, self._waited, self._num_since_line = time.perf_counter(), 0.0, 0
 
@@ -60,19 +60,19 @@ class Record:
         self._waited += time.perf_counter() - began
 
     @contextlib.contextmanager
-    def out_of_time(self) -> Iterator[None]:
+    def paused_clock(self) -> Iterator[None]:
         """Leaves the time within out of the speed."""
         began = time.perf_counter()
         yield
         self._began += time.perf_counter() - began
 
-    def take_rows(self, step: int, num: int, rows: dict[str, Any]) -> None:
+    def add_dispatch(self, step: int, num: int, rows: dict[str, Any]) -> None:
         """Takes the metrics [K, ...] of a dispatch of num steps, the last of which is step; waits for its end."""
         rows = jax.device_get(rows)
         for i in range(num):
-            self.take(step - num + 1 + i, jax.tree.map(lambda row, i=i: row[i], rows))
+            self.add(step - num + 1 + i, jax.tree.map(lambda row, i=i: row[i], rows))
 
-    def take(self, step: int, now: dict[str, Any]) -> None:
+    def add(self, step: int, now: dict[str, Any]) -> None:
         """Adds the metrics of a step; writes a line if one is due.
 
         Raises:
@@ -81,7 +81,7 @@ class Record:
         self.terminal.advance()
         self._num_since_line += 1
         if now["is_finite"]:
-            self._add(now)
+            self._accumulate(now)
             self._loss_since_save.append(float(now["loss"]))
         else:
             self.terminal.say(f"step {step} is skipped: its loss or gradient is not finite ({now['skipped']} skipped so far)")
@@ -107,7 +107,7 @@ class Record:
         for writer in self._writers:
             writer.flush()
 
-    def _add(self, now: dict[str, Any]) -> None:
+    def _accumulate(self, now: dict[str, Any]) -> None:
         figures = now["objective"] | {name: (now[name], 1) for name in ("loss", "grad_norm")}
         for name, sum_and_count in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + np.array(sum_and_count, np.float64)
@@ -117,7 +117,7 @@ class Record:
         figures |= {name: float(now[name]) for name in ("param_norm", "learning_rate")} | {"skipped": int(now["skipped"])}
         figures |= self._speed()
         self._sums = {}
-        self.begin()
+        self.start_clock()
         self.terminal.write(step, figures)
         for writer in self._writers:
             try:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ddpm_jax.runs.checkpoints import Checkpoints
-from ddpm_jax.training.metrics import Record
+from ddpm_jax.training.metrics import MetricLog
 from ddpm_jax.training.state import TrainState
 
 TRIES, PAUSE = 3, 5.0
@@ -22,13 +22,13 @@ class Saver:
 
     Args:
         checkpoints: Where to.
-        record: Its lines are on the disk before the checkpoint is, and its sums are part of it.
+        log: Its lines are on the disk before the checkpoint is, and its sums are part of it.
         metadata: JSON to keep beside the arrays.
         every: Steps between saves. A save that failed is tried again after a tenth of them.
     """
 
-    def __init__(self, checkpoints: Checkpoints, record: Record, metadata: dict[str, Any], every: int):
-        self._checkpoints, self._record, self._metadata, self._every = checkpoints, record, metadata, every
+    def __init__(self, checkpoints: Checkpoints, log: MetricLog, metadata: dict[str, Any], every: int):
+        self._checkpoints, self._log, self._metadata, self._every = checkpoints, log, metadata, every
         self._alone = jax.process_count() == 1
         self._tried = 0
 
@@ -50,14 +50,14 @@ class Saver:
         if parts is None:
             return
         try:
-            self._record.flush()
+            self._log.flush()
         except OSError as error:
             self._checkpoints.wait()
             self._checkpoints.fail(step, error)
             if self._alone:
                 return
-        metadata = self._metadata | {"sums": self._record.sums()}
-        self._checkpoints.save(step, parts, metadata, self._record.loss_since_save())
+        metadata = self._metadata | {"sums": self._log.sums()}
+        self._checkpoints.save(step, parts, metadata, self._log.loss_since_save())
 
     def finish(self, step: int, state: TrainState) -> bool:
         """Waits until the last state is saved; if that fails, tries again.

@@ -27,12 +27,12 @@ class Snapshots:
         workdir: The run's.
         names: Those of the averages; none for no snapshots.
         every: Steps between them, at first.
-        most: How many are kept; `ema.thinned` picks them.
+        most: How many are kept; `ema.thin` picks them.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], names: Sequence[str], every: int, most: int):
-        self._names, self._thinned = names, functools.partial(ema.thinned, every=every, most=most)
-        self._checkpoints = Checkpoints(pathlib.Path(workdir) / FOLDER, self._thinned)
+        self._names, self._thin = names, functools.partial(ema.thin, every=every, most=most)
+        self._checkpoints = Checkpoints(pathlib.Path(workdir) / FOLDER, self._thin)
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +42,7 @@ class Snapshots:
 
     def is_due(self, step: int) -> bool:
         """Whether to save one after this step."""
-        return bool(self._names and self._thinned([step]))
+        return bool(self._names and self._thin([step]))
 
     def save(self, step: int, state: TrainState) -> None:
         """Copies the averages and begins to save them; a snapshot that fails is left out."""
@@ -86,5 +86,5 @@ def reconstruct(
             parts = source.load(at, {f"ema_{name}": abstract for name in averages})
             for name, share in zip(averages, of_step, strict=True):
                 average = jax.tree.map(lambda total, a, share=share: total + share * a, average, parts[f"ema_{name}"])
-    off = ema.mismatch(steps, widths, shares, step, width)
+    off = ema.profile_error(steps, widths, shares, step, width)
     return average, f"width {width:g} from {len(sources)} snapshots, its profile off by {100 * off:.2g} %"

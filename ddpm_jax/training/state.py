@@ -49,7 +49,7 @@ class TrainState(NamedTuple):
         return {name: part for name, part in self._asdict().items() if name != "ema" and jax.tree.leaves(part)} | averages
 
     @classmethod
-    def of(cls, parts: dict[str, Any]) -> TrainState:
+    def from_parts(cls, parts: dict[str, Any]) -> TrainState:
         """The state that has these `parts`."""
         averages = {name.removeprefix("ema_"): part for name, part in parts.items() if name.startswith("ema_")}
         return cls(**{name: part for name, part in parts.items() if not name.startswith("ema_")}, ema=averages)
@@ -66,10 +66,10 @@ def init_state(
         optimizer: Its optimizer.
         averages: The names of the averages of the parameters.
     """
-    return begin(objective.init(key), optimizer, averages, objective.memory)
+    return state_from_params(objective.init(key), optimizer, averages, objective.memory)
 
 
-def begin(
+def state_from_params(
     params: Any, optimizer: optax.GradientTransformation, averages: Iterable[str] = ("decay",), history: Any = ()
 ) -> TrainState:
     """The state that training starts from with given parameters, its averages copies of them."""

@@ -25,7 +25,7 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
-    averages: Mapping[str, ema.Share],
+    averages: Mapping[str, ema.Rate],
     *,
     accumulate: int = 1,
     gather: Callable[[Any], Any] = lambda params: params,

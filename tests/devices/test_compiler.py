@@ -61,7 +61,7 @@ def test_programs_are_cached_in_the_user_s_folder_or_another_or_not_at_all(monke
         monkeypatch.setenv(name, value)
     jax.config.update("jax_compilation_cache_dir", theirs)  # as JAX itself reads it when it is imported
     try:
-        compiler.keep_programs()
+        compiler.enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == folder
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

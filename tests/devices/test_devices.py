@@ -159,11 +159,11 @@ init = functools.partial(init_state, key, objective, optimizer, averages)
 shapes = jax.eval_shape(init)
 gather = functools.partial(sharding.gather, mesh)
 step = make_train_step(key, objective, optimizer, lambda n: 1e-3, averages, gather=gather)
-divided, copied = (sharding.placed(shapes, s) for s in (sharding.divided(mesh, shapes), sharding.replicated(mesh)))
+divided, copied = (sharding.placed(shapes, s) for s in (sharding.sharded(mesh, shapes), sharding.replicated(mesh)))
 batch = {"image": jax.ShapeDtypeStruct((8, 4, 4, 1), np.uint8, sharding=sharding.over_batch(mesh))}
 compiled = loop.compile_step(step, divided, batch, (), mesh)
 shapes_gathered = re.findall(r"= f32\\[([\\d,]+)\\]\\S* all-gather", compiled.as_text())
-state, spread = (sharding.create(init, s) for s in (sharding.replicated(mesh), sharding.divided(mesh, shapes)))
+state, spread = (sharding.create(init, s) for s in (sharding.replicated(mesh), sharding.sharded(mesh, shapes)))
 copies = [make_copy(tree)(tree) for tree in (state, spread)]
 held = [sum(shard.data.nbytes for a in jax.tree.leaves(copy) for shard in a.addressable_shards) for copy in copies]
 print(json.dumps({

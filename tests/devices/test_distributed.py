@@ -32,7 +32,7 @@ def test_what_names_no_processes_is_refused(coordinator, num_processes, process_
 def test_one_process_alone_joins_nothing():
     assert distributed.join(None, None, None, cluster=False, timeout=1)
     assert jax.process_count() == 1
-    assert distributed.of_first(lambda: -1) == -1
+    assert distributed.from_first_process(lambda: -1) == -1
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def test_all_processes_have_what_the_first_finds_and_only_the_first_prints(start
         number = int(sys.argv[2])
         first = distributed.join(sys.argv[1], 2, number, cluster=False, timeout=60)
         try:
-            distributed.of_first(lambda: 1 // number)
+            distributed.from_first_process(lambda: 1 // number)
         except (ZeroDivisionError, ValueError) as error:
             print(error, file=sys.stderr)
-        print(distributed.of_first(lambda: [1230, 1 // (1 - number)][number]), file=sys.stderr)
+        print(distributed.from_first_process(lambda: [1230, 1 // (1 - number)][number]), file=sys.stderr)
         print("first" if first else "another")
     """
     address = free_address()
@@ -109,7 +109,7 @@ def test_when_a_process_is_killed_the_other_ends(start):
         from ddpm_jax.devices import distributed
         distributed.HEARTBEAT = 5
         distributed.join(sys.argv[1], 2, int(sys.argv[2]), cluster=False, timeout=60)
-        distributed.of_first(lambda: 0)
+        distributed.from_first_process(lambda: 0)
         print("joined", file=sys.stderr, flush=True)
         ctypes.CDLL(None).sleep(600)
     """

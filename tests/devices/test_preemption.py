@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ddpm_jax.devices.preemption import TOGETHER, Preemption
+from ddpm_jax.devices.preemption import DEBOUNCE, Preemption
 
 CODE = """
 import time
@@ -14,7 +14,7 @@ with Preemption() as preemption:
     print("ready", flush=True)
     while preemption.number is None:
         time.sleep(0.01)
-    print(preemption.number, preemption.reached(3), flush=True)
+    print(preemption.number, preemption.should_stop(3), flush=True)
     time.sleep(60)
 """
 
@@ -27,7 +27,7 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(number):
         process.send_signal(number)
         assert process.stdout.readline() == f"{int(number)} True\n"
         process.send_signal(number)  # by whoever sends it to the process and to its group
-        time.sleep(2 * TOGETHER)
+        time.sleep(2 * DEBOUNCE)
         assert process.poll() is None
         process.send_signal(number)
         out, said = process.communicate(timeout=30)
@@ -42,6 +42,6 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(number):
 def test_afterwards_signals_do_what_they_did_before():
     before = signal.getsignal(signal.SIGINT)
     with Preemption() as preemption:
-        assert not preemption.reached(1)
+        assert not preemption.should_stop(1)
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before

@@ -22,7 +22,7 @@ TREE = jax.tree.map(
 
 
 def specs(axes=()):
-    return jax.tree.map(lambda s: s.spec, sharding.divided(EIGHT, TREE, axes))
+    return jax.tree.map(lambda s: s.spec, sharding.sharded(EIGHT, TREE, axes))
 
 
 def test_large_arrays_are_divided_along_their_largest_axis_that_the_devices_divide():
@@ -58,11 +58,11 @@ def test_exceptions_go_by_name_the_first_before_the_others():
 )
 def test_exceptions_that_cannot_be_are_refused(axes, said):
     with pytest.raises(ValueError, match=said):
-        sharding.divided(EIGHT, TREE, axes)
+        sharding.sharded(EIGHT, TREE, axes)
 
 
 def test_what_a_device_holds():
-    divided = sharding.placed(TREE, sharding.divided(EIGHT, TREE))
+    divided = sharding.placed(TREE, sharding.sharded(EIGHT, TREE))
     shares = 3 * 3 * 64 * 128 / 8 + 64 * 64 / 8 + 4096 * 3 / 8
     assert sharding.bytes_per_device(divided) == 4 * (shares + 128 + 3 * 3 * 63 * 129 + 1)
 

@@ -135,7 +135,7 @@ def test_a_model_of_classes_goes_out_as_one_of_any_or_of_one(tmp_path):
     params = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape) / 4, ours.init(jax.random.key(0), x, t))
     with Checkpoints(tmp_path / "run" / "checkpoints", 1) as checkpoints:
         metadata = {"config": dataclasses.asdict(config), "image_shape": [8, 8, 1]}
-        checkpoints.save(0, state.begin(params, optax.identity()).parts(), metadata)
+        checkpoints.save(0, state.state_from_params(params, optax.identity()).parts(), metadata)
     for name, extra, label in (("any", [], 3), ("one", ["--label", "1"], 1)):
         script.main(["export", str(tmp_path / name), "--workdir", str(tmp_path / "run"), *extra])
         theirs = diffusers.load(tmp_path / name)

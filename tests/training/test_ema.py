@@ -11,7 +11,7 @@ SHARES = {
     "warm": ema.exponential(0.999, warmup=True),
     "half-life": ema.half_life(500.0, batch_size=64),
     "power": ema.power(0.1),
-    "mean": ema.power(ema.WIDEST),
+    "mean": ema.power(ema.MAX_WIDTH),
 }
 
 
@@ -64,7 +64,7 @@ def test_a_half_life_halves_whatever_the_batch():
         np.testing.assert_allclose(1 - found[512 // batch_size :: 512 // batch_size, 0], 0.5 ** np.arange(1.0, 13), rtol=2e-3)
 
 
-@pytest.mark.parametrize("width", [0.03, 0.1, 0.25, ema.WIDEST])
+@pytest.mark.parametrize("width", [0.03, 0.1, 0.25, ema.MAX_WIDTH])
 def test_power_functions_have_their_width_and_weights(width):
     """The weights that a float64 recursion gives, and their standard deviation, sigma_rel of the length of the run."""
     num_steps = 2000
@@ -78,7 +78,7 @@ def test_power_functions_have_their_width_and_weights(width):
 
 def test_the_widest_is_the_mean():
     values = np.random.default_rng(0).normal(size=(50, 3))
-    np.testing.assert_allclose(track(ema.power(ema.WIDEST), values)[-1], values.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(track(ema.power(ema.MAX_WIDTH), values)[-1], values.mean(axis=0), atol=1e-6)
 
 
 def snapshots(every, num_steps, widths):

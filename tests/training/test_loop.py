@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.devices import sharding
-from ddpm_jax.devices.preemption import Ended, Preemption
+from ddpm_jax.devices.preemption import EarlyExit, Preemption
 from ddpm_jax.training import loop, saving
-from ddpm_jax.training.metrics import Record
+from ddpm_jax.training.metrics import MetricLog
 from ddpm_jax.training.state import Skipped, TrainState
 
 MESH = sharding.make_mesh()
@@ -40,15 +40,15 @@ class Recorder:
 class Saves:
     """Stands in for a Saver: remembers what was saved when."""
 
-    def __init__(self, record, every, works=True):
-        self.record, self.every, self.works, self.sums = record, every, works, {}
+    def __init__(self, log, every, works=True):
+        self.log, self.every, self.works, self.sums = log, every, works, {}
 
     def is_due(self, step):
         return step % self.every == 0
 
     def save(self, step, state, is_last):
         assert int(state.step) == step
-        self.sums[step] = json.loads(json.dumps(self.record.sums()))
+        self.sums[step] = json.loads(json.dumps(self.log.sums()))
 
     def finish(self, step, state):
         assert int(state.step) == step
@@ -96,8 +96,8 @@ def run(
     recorder, drawn = Recorder(), []
     every = {"save": 4, "draw": draw_every, "log": 5} | every
     snapshots = Averages(every.get("snapshot", 1000))
-    record = Record(recorder, [recorder], every["log"], num_steps, 4, sums)
-    saves, preemption = Saves(record, every["save"], works), Preemption()
+    log = MetricLog(recorder, [recorder], every["log"], num_steps, 4, sums)
+    saves, preemption = Saves(log, every["save"], works), Preemption()
 
     class Data:
         """Has the signal come while a step is under way."""
@@ -110,11 +110,11 @@ def run(
 
     try:
         last = loop.train(
-            first, counting_step, Data(), MESH, num_steps, record=record, saver=saves, snapshots=snapshots,
+            first, counting_step, Data(), MESH, num_steps, log=log, saver=saves, snapshots=snapshots,
             hooks=[(every["draw"], (lambda step, params: drawn.append(step)) if draw is None else draw)],
             average="decay", preemption=preemption, steps_per_call=steps_per_call,
         )  # fmt: skip
-    except (FloatingPointError, Ended) as error:
+    except (FloatingPointError, EarlyExit) as error:
         return error, recorder, saves, drawn
     assert start >= num_steps or first.params.is_deleted(), "the state is donated"
     assert snapshots.saved == {n: n - start for n in range(start + 1, num_steps + 1) if n % snapshots.every == 0}
@@ -134,14 +134,14 @@ def test_snapshots_are_saved_when_due():
 
 
 def test_a_state_is_logged_drawn_and_saved_before_the_next_step_overwrites_it(monkeypatch):
-    events, compile_step, save, take = [], loop.compile_step, Saves.save, Record.take
+    events, compile_step, save, add = [], loop.compile_step, Saves.save, MetricLog.add
 
     def watched(*args):
         compiled = compile_step(*args)
         return lambda state, *rest: events.append(f"call {int(state.step) + 1}") or compiled(state, *rest)
 
     monkeypatch.setattr(loop, "compile_step", watched)
-    monkeypatch.setattr(Record, "take", lambda self, step, now: events.append(f"log {step}") or take(self, step, now))
+    monkeypatch.setattr(MetricLog, "add", lambda self, step, now: events.append(f"log {step}") or add(self, step, now))
     monkeypatch.setattr(
         Saves, "save", lambda self, step, *rest, **last: events.append(f"save {step}") or save(self, step, *rest, **last)
     )
@@ -203,14 +203,14 @@ def test_several_steps_a_call_do_what_single_ones_do(start):
 
 def test_a_call_takes_no_longer_than_a_signal_may_wait(monkeypatch):
     """Once the second has told that a step takes too long for more than one; the first has other things to do."""
-    assert [loop.fitting(10, seconds) for seconds in (0.017, 0.2, 0.21, 0.4, 0.5, 1.1, 60)] == [10, 10, 5, 5, 2, 1, 1]
+    assert [loop.largest_dispatch(10, seconds) for seconds in (0.017, 0.2, 0.21, 0.4, 0.5, 1.1, 60)] == [10, 10, 5, 5, 2, 1, 1]
     nums, put = [], loop._Feed.put
-    monkeypatch.setattr(loop._Feed, "put", lambda self: nums.append(len(self.ahead)) or put(self))
+    monkeypatch.setattr(loop._Feed, "put", lambda self: nums.append(len(self.queued)) or put(self))
     every = {"log": 4, "num_steps": 12, "steps_per_call": 2}
     _, quick, *_ = run(**every)
     assert nums[1:] == [2] * 6
     nums.clear()
-    monkeypatch.setattr(loop, "PATIENCE", 0.0)
+    monkeypatch.setattr(loop, "MAX_DISPATCH_SECONDS", 0.0)
     _, slow, *_ = run(**every)
     assert nums[1:] == [2] * 2 + [1] * 8
     means = [{step: figures["loss"] for step, figures in recorder.written.items()} for recorder in (quick, slow)]
@@ -266,7 +266,7 @@ def test_too_many_skipped_in_a_row_end_the_run():
 
 def test_a_signal_ends_the_run_after_the_step_and_a_save():
     error, recorder, saves, drawn = run(ends=7)
-    assert isinstance(error, Ended)
+    assert isinstance(error, EarlyExit)
     assert (error.code, str(error)) == (143, "ended by SIGTERM; step 7 is saved; the same command again goes on")
     assert (list(saves.sums), drawn, list(recorder.written)) == ([4, 7], [6], [5]), "no line that an unbroken run has not"
     error, *_ = run(ends=7, works=False)
@@ -285,7 +285,7 @@ def test_data_that_end_cost_no_step(error):
         raise error
 
     ended, _, saves, _ = run(batches=batches())
-    assert isinstance(ended, Ended)
+    assert isinstance(ended, EarlyExit)
     assert ended.code == 1
     assert str(ended).startswith(f"cannot read the batch of step 7: {type(error).__name__}: {error}; step 6 is saved")
     assert list(saves.sums) == [4, 6]
@@ -315,16 +315,16 @@ class FailingCheckpoints:
 def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch):
     monkeypatch.setattr(saving, "PAUSE", 0)
     recorder = Recorder()
-    record = Record(recorder, [recorder], 5, 100, 4)
+    log = MetricLog(recorder, [recorder], 5, 100, 4)
     state = lambda step: TrainState(jnp.int32(step), {}, {}, {}, Skipped(jnp.int32(0), jnp.int32(0)))  # noqa: E731
     checkpoints = FailingCheckpoints(40, 44)
-    saver = saving.Saver(checkpoints, record, {}, every=40)
+    saver = saving.Saver(checkpoints, log, {}, every=40)
     for step in range(1, 121):
         if saver.is_due(step):
             saver.save(step, state(step))
     assert checkpoints.saved == [48, 80, 120]
     checkpoints = FailingCheckpoints(40)
-    saver = saving.Saver(checkpoints, record, {}, every=40)
+    saver = saving.Saver(checkpoints, log, {}, every=40)
     for step in range(5, 121, 5):  # as calls of five steps end
         if saver.is_due(step):
             saver.save(step, state(step))
@@ -341,12 +341,12 @@ def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch)
 def test_an_objectives_metrics_do_not_hide_the_loops_own():
     """Names are the objective's to choose; its `num` is not taken for the count that version 0.1 kept."""
     recorder = Recorder()
-    record = Record(recorder, [recorder], 1, 10, 4)
+    log = MetricLog(recorder, [recorder], 1, 10, 4)
     now = {"loss": 2.0, "grad_norm": 1.0, "param_norm": 1.0, "learning_rate": 0.1, "skipped": 0, "skipped_in_a_row": 0}
-    record.take(1, now | {"is_finite": True, "objective": {"loss": (50.0, 1), "num": (6.0, 2)}})
+    log.add(1, now | {"is_finite": True, "objective": {"loss": (50.0, 1), "num": (6.0, 2)}})
     assert (recorder.written[1]["loss"], recorder.written[1]["num"]) == (2.0, 3.0)
-    record = Record(recorder, [recorder], 2, 10, 4, {"loss": [1.0, 1], "grad_norm": [1.0, 1], "num": [6.0, 2]})
-    record.take(2, now | {"is_finite": True, "objective": {"num": (1.0, 1)}})
+    log = MetricLog(recorder, [recorder], 2, 10, 4, {"loss": [1.0, 1], "grad_norm": [1.0, 1], "num": [6.0, 2]})
+    log.add(2, now | {"is_finite": True, "objective": {"num": (1.0, 1)}})
     assert (recorder.written[2]["loss"], recorder.written[2]["num"]) == (1.5, 7 / 3)
 
 

@@ -11,7 +11,7 @@ from ddpm_jax.config import Diffusion, Loss
 from ddpm_jax.training import ema, step
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.optimizers import clip
-from ddpm_jax.training.state import TrainState, begin, init_state, num_params
+from ddpm_jax.training.state import TrainState, init_state, num_params, state_from_params
 
 KEY = jax.random.key(0)
 SCHEDULE = schedules.linear(1000)
@@ -64,7 +64,7 @@ def test_the_state_before_training():
     for average in AVERAGES:
         chex.assert_trees_all_equal(state.ema[average], state.params)
     assert set(state.parts()) == {"step", "params", "opt_state", "ema_decay", "ema_power_0.1", "skipped"}
-    chex.assert_trees_all_equal(TrainState.of(state.parts()), state)
+    chex.assert_trees_all_equal(TrainState.from_parts(state.parts()), state)
     again, other = map(make_objective().init, (KEY, jax.random.key(1)))
     chex.assert_trees_all_equal(state.params, again)
     assert not jax.tree.all(jax.tree.map(np.array_equal, state.params, other))
@@ -251,7 +251,7 @@ def test_labels_reach_the_network_and_a_share_is_withheld():
     batch = {"image": jnp.full((8, 2, 2, 1), 255, jnp.uint8), "label": labels}
     params = {"params": {"shift": jnp.zeros(4)}}
     of = lambda key, predict, x0, ids, t: jnp.mean(predict(x0, t) - x0, (1, 2, 3))  # noqa: E731
-    state = begin(params, optimizer, ())
+    state = state_from_params(params, optimizer, ())
     times = lambda key, history, ids: (jnp.zeros(8, jnp.int32), jnp.ones(8))  # noqa: E731
 
     def seen(share, steps=1):
