@@ -286,8 +286,8 @@ def test_another_config_and_a_damaged_checkpoint_are_refused_and_nothing_is_over
     before = digest(workdir)
     damaged = train(workdir, "--train.num_steps", 8)
     assert damaged.returncode == 2
-    assert damaged.stderr.startswith("train.py: error: --workdir: expected a checkpoint in ")
-    assert "all are damaged: 4: params/_METADATA is not as it was written; 6: " in damaged.stderr
+    assert damaged.stderr.startswith("train.py: error: --workdir: expected an intact checkpoint in ")
+    assert "all are damaged: 4: params/_METADATA fails its checksum; 6: " in damaged.stderr
     assert damaged.stderr.count("\n") == 1
     assert digest(workdir) == before
 
@@ -296,7 +296,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken_in_training_and_in_samplin
     workdir = tmp_path / "copy"
     subprocess.run(["cp", "-r", trained[0], workdir], check=True)
     (workdir / "checkpoints" / "6" / "params" / "_METADATA").write_text("{")
-    said = f"checkpoint {workdir}/checkpoints/6 is damaged, params/_METADATA is not as it was written: step 4 is taken"
+    said = f"checkpoint {workdir}/checkpoints/6 is damaged, params/_METADATA fails its checksum: step 4 is used"
     drawn = run("sample.py", "--workdir", workdir, "--out", tmp_path, "--num", 1, "--steps", 2)
     assert drawn.returncode == 0, drawn.stderr
     assert said in drawn.stderr

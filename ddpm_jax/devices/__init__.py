@@ -1,1 +1,1 @@
-"""Where a program runs: shards, several processes, signals, the compiler, files that appear at once."""
+"""Sharding, multi-host runs, signals, the compiler, and atomic file writes."""

@@ -1,6 +1,6 @@
-"""How programs are compiled: for which cores, with which options, with a line on the time it took, and cached on disk.
+"""Compilation: CPU cores as devices, XLA options, compile times, and the on-disk cache.
 
-`compiler_options` and `row_major` are those of `networks.cpu`, here for `training`, which knows no networks.
+`compiler_options` and `row_major` are re-exported from `networks.cpu` for `training`, which may not import networks.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from ddpm_jax.networks.cpu import compiler_options, row_major
 __all__ = ["MIN_IMAGES_PER_CORE", "compiled", "compiler_options", "divide_cores", "enable_compilation_cache", "row_major"]
 
 MIN_IMAGES_PER_CORE = 4
-"""Minimum number of images per CPU core if a batch is divided among cores."""
+"""Minimum number of images per CPU core when a batch is divided among cores."""
 
 
 def divide_cores(batch_size: int) -> None:
-    """On CPU, makes each core a device, as far as they divide a batch; call it before anything is computed.
+    """On CPU, makes as many cores devices as divide a batch; call it before anything is computed.
 
-    With one device, XLA divides one operation after another among all cores, which wait for each other after each. A network
-    without gradients is faster if each core has images of its own: on two cores, 64 digits take 0.85 of the time. Training
-    is slower.
+    With one device, XLA divides each operation among all cores, which synchronize after each. Without gradients, a network is
+    faster if each core has its own images: on two cores, 64 digits take 0.85 of the time. Training is slower.
 
     Args:
         batch_size: Number of images; each core gets at least `MIN_IMAGES_PER_CORE`. If the user has set the number of devices,
             it is kept.
 
     Raises:
-        RuntimeError: something was computed before.
+        RuntimeError: JAX has already computed something.
     """
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and hasattr(os, "sched_getaffinity"):
@@ -41,12 +40,12 @@ def divide_cores(batch_size: int) -> None:
         jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
 
 
-def compiled(jitted: Any, what: str, say: Callable[[str], None]) -> Callable[..., Any]:
-    """A function that compiles at its first call and prints how long that took; later calls need arguments of the same shapes.
+def compiled(jitted: Any, name: str, say: Callable[[str], None]) -> Callable[..., Any]:
+    """A function that compiles at its first call and prints the compile time; later calls need arguments of the same shapes.
 
     Args:
         jitted: A function from `jax.jit`.
-        what: Its name in that line.
+        name: Its name in that line.
         say: Prints the line.
     """
     programs: list[jax.stages.Compiled] = []
@@ -55,16 +54,16 @@ def compiled(jitted: Any, what: str, say: Callable[[str], None]) -> Callable[...
         if not programs:
             began = time.perf_counter()
             programs.append(jitted.lower(*arguments).compile())
-            say(f"compiled {what} in {time.perf_counter() - began:.1f} s")
+            say(f"compiled {name} in {time.perf_counter() - began:.1f} s")
         return programs[0](*arguments)
 
     return run
 
 
 def enable_compilation_cache() -> None:
-    """Turns on JAX's cache of compiled programs, in the user's cache folder, so that the same command starts faster next time.
+    """Turns on JAX's compilation cache in the user's cache folder, so that the same command starts faster the next time.
 
-    JAX_COMPILATION_CACHE_DIR names another folder; if it is empty, there is no cache.
+    JAX_COMPILATION_CACHE_DIR names another folder; if it is set but empty, there is no cache.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

@@ -1,4 +1,4 @@
-"""Multi-host runs: how the processes find each other, and how they agree on what only one of them has seen."""
+"""Multi-host runs: start-up, barriers, and values that process 0 computes for all."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 HEARTBEAT = 60
-"""Seconds without a sign of life after which a process is considered lost, and JAX aborts the others."""
+"""Seconds without a heartbeat after which a process is considered lost, and JAX aborts the others."""
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool, timeout: int) -> bool:
-    """Makes this process one of a run's, before anything is computed; does nothing if neither way is chosen.
+    """Joins the processes of a run, by address or by cluster; call it before anything is computed.
 
-    Failures are left to JAX (0.10), which raises no exception but aborts the process (SIGABRT) with a fatal log of its own:
+    Without a coordinator or a cluster it does nothing. Failures are handled by JAX (0.10), which does not raise but aborts the
+    process (SIGABRT) with its own fatal log:
 
-    - If the others do not answer in time, some five seconds after the time-out. That log names no address, so a line on
-      stderr says beforehand who is expected.
-    - If another process is killed, after `HEARTBEAT` seconds, or at once if it was process 0; also while this one waits for a
+    - The others do not answer in time: about five seconds after the timeout. That log names no address, so a line on stderr
+      says beforehand which processes are expected.
+    - Another process is killed: after `HEARTBEAT` seconds, or at once if it was process 0, even while this one waits for a
       collective.
-    - If another process raises an exception, it first waits for all at its exit; after five minutes JAX aborts them all. The
-      scripts end such a process at once (`config.cli.run_script`), so that the others follow as if it had been killed.
+    - Another process raises an exception: it first waits for all processes at its exit, and JAX aborts them all after five
+      minutes. The scripts end such a process at once (`config.cli.run_script`), as if it had been killed.
 
     Args:
         coordinator: Address and port of process 0.
-        num_processes: How many processes there are; with coordinator.
-        process_id: The index of this one, from 0; with coordinator.
+        num_processes: Number of processes; required with coordinator.
+        process_id: Index of this process, from 0; required with coordinator.
         cluster: Whether JAX asks SLURM, Open MPI, Kubernetes or a TPU pod for all three.
         timeout: Seconds to wait for the others.
 
@@ -65,32 +66,35 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
 
 def barrier(name: str) -> None:
-    """Waits up to ten minutes until all processes have reached this point; a first collective on CPU waits half a minute."""
+    """Waits up to ten minutes for all processes; the first collective on CPU would wait only half a minute."""
     if jax.process_count() > 1:
         multihost.get_barrier_sync_fn()(key=name, timeout_ms=600_000)
 
 
-def from_first_process(find: Callable[[], int]) -> int:
-    """Broadcasts an int32 that process 0 computes; all processes must call it together, and only process 0 calls find.
+def from_first_process(compute: Callable[[], int]) -> int:
+    """Broadcasts an int32 that process 0 computes; all processes must call it together.
+
+    Args:
+        compute: Called on process 0 alone.
 
     Raises:
-        Exception: whatever find raises, on process 0; ValueError on the others.
+        Exception: whatever compute raises, on process 0; ValueError on the others.
     """
     if jax.process_count() == 1:
-        return find()
-    nothing = np.iinfo(np.int32).min
-    found, error = np.int32(nothing), None
+        return compute()
+    missing = np.iinfo(np.int32).min
+    value, error = np.int32(missing), None
     if jax.process_index() == 0:
         try:
-            found = np.int32(find())
-        except Exception as raised:  # to be raised once the others have been told
+            value = np.int32(compute())
+        except Exception as raised:  # raised again once the others know
             error = raised
-    found = multihost_utils.broadcast_one_to_all(found)
+    value = multihost_utils.broadcast_one_to_all(value)
     if error is not None:
         raise error
-    if found == nothing:
-        raise ValueError("process 0 says why")
-    return int(found)
+    if value == missing:
+        raise ValueError("process 0 failed, see its error")
+    return int(value)
 
 
 def _check(coordinator: str, num_processes: int | None, process_id: int | None, cluster: bool) -> None:

@@ -1,4 +1,4 @@
-"""Files and folders that appear at once, or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields a path to write a file or folder at; it gets its real name when all is written, or else is removed."""
+    """Yields a temporary path for a file or folder, which is renamed to `path` on success and deleted otherwise."""
     path = pathlib.Path(path)
     partial = path.with_name(path.name + ".tmp")
     try:
@@ -24,11 +24,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Any], Any]) -> None:
-    """Writes a file at once, or not at all.
+    """Writes a file atomically.
 
     Args:
         path: The file.
-        write: Is given it, open in binary.
+        write: Called with the file, open for binary writing.
     """
     with replacing(path) as partial, partial.open("wb") as file:
         write(file)

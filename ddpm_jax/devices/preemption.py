@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: SIGTERM, as clusters send it before they take a machine away, and SIGINT, Ctrl-C."""
+"""Signals that ask a run to end: SIGTERM, which clusters send before they preempt a machine, and SIGINT, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from jax.experimental import multihost_utils
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 DEBOUNCE = 0.5
-"""Signals within so many seconds of the first are the first: `timeout` sends one to a process and one to its whole group."""
+"""Seconds within which another signal counts as the first: `timeout` sends one to the process and one to its group."""
 
 
 class EarlyExit(Exception):
-    """The run ends before its time, by no mistake on the command line.
+    """The run ends early, though not because of a mistake on the command line.
 
     Args:
-        line: What to tell the user.
+        message: One line for the user.
         code: The exit code.
     """
 
-    def __init__(self, line: str, code: int):
-        super().__init__(line)
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
         self.code = code
 
 
 class Preemption:
-    """Notes the first signal within a context, for a loop to ask for; another that is not of the same moment ends the process.
+    """Records the first signal within its context, for the loop to poll; a second one ends the process at once.
 
-    A thread of its own waits for them, so that the second one counts also while the main thread is within a library. The
-    exit code is then 128 + the signal's number, as shells have it.
+    A separate thread waits for signals, so that the second one is handled even while the main thread is inside a library.
+    The exit code is then 128 + the signal's number, the shells' convention.
 
     Attributes:
-        number: Of the signal that came, or None.
+        number: The number of the signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Preemption:
     def __enter__(self) -> Preemption:
         reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
-        alone = jax.process_count() == 1  # else SIGTERM is JAX's, which has all processes agree on a step
+        alone = jax.process_count() == 1  # else JAX handles SIGTERM, and makes all processes agree on a step
         self._before = {number: signal.signal(number, lambda *_: None) for number in (SIGNALS if alone else (signal.SIGINT,))}
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reading,), name="signals", daemon=True).start()
@@ -59,30 +59,32 @@ class Preemption:
             signal.signal(number, handler)
         os.close(self._writing)
 
-    def should_stop(self, call: int) -> bool:
-        """Whether to end after this call of the devices, a number one higher each time, the same for all processes."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call):
+    def should_stop(self, dispatch: int) -> bool:
+        """Whether to end after this dispatch, a number that counts up and is the same on all processes."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(dispatch):
             self.number = signal.SIGTERM
             return True
         return jax.process_count() == 1 and self.number is not None
 
     def _watch(self, reading: int) -> None:
-        """Reads the numbers of the signals as they come."""
+        """Reads signal numbers as they arrive."""
         with os.fdopen(reading, "rb", buffering=0) as arrivals:
             while number := arrivals.read(1):
                 if number[0] in SIGNALS:
-                    self._take(number[0])
+                    self._handle(number[0])
 
-    def _take(self, number: int) -> None:
+    def _handle(self, number: int) -> None:
         name = signal.Signals(number).name
         if self.number is not None:
             if time.monotonic() - self._since < DEBOUNCE:
                 return
-            print(f"{name}: ended at once", file=sys.__stderr__, flush=True)
+            print(f"{name}: ended immediately", file=sys.__stderr__, flush=True)
             os._exit(128 + number)
         self.number, self._since = number, time.monotonic()
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
         print(
-            f"{name}: it ends after the steps under way and a save; once more to end at once", file=sys.__stderr__, flush=True
+            f"{name}: finishing the current steps and saving; send it again to end immediately",
+            file=sys.__stderr__,
+            flush=True,
         )

@@ -1,8 +1,8 @@
-"""Checkpoints: `checkpoints/<step>/` holds everything that decides the next step; Orbax writes the arrays.
+"""Checkpoints: `checkpoints/<step>/` holds everything the next step depends on; Orbax writes the arrays.
 
-A checkpoint gets its name last, when all of it is on the disk with `SHA256SUMS`, which `sha256sum -c` can read: a killed run
-leaves an unfinished one under another name. A checkpoint that fails its checksums is skipped with a warning, and the previous
-one is used. One that cannot be read for any other reason is an error, and never mistaken for a fresh start.
+A checkpoint gets its final name only when all of it is on disk, including `SHA256SUMS`, which `sha256sum -c` can read: a
+killed run leaves an unfinished one under another name. A checkpoint that fails its checksums is skipped with a warning, and
+the previous one is used. Any other read error is raised, never mistaken for a fresh start.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ SUMS = "SHA256SUMS"
 METADATA = "metadata.json"
 
 NOISY = ("absl", "asyncio")
-"""Loggers through which Orbax reports every file that it writes, and every read that a failed one left behind."""
+"""Loggers on which Orbax reports every file it writes, and the reads still pending after a failed one."""
 
 logger = logging.getLogger(__name__)
 
-_beginning = threading.Lock()
-"""Guards the part of Orbax that counts its saves: a checkpoint and a snapshot may begin at the same time."""
+_begin_lock = threading.Lock()
+"""Guards Orbax's count of its saves: a checkpoint and a snapshot may begin at the same time."""
 
 
 class Checkpoints:
-    """The checkpoints of one run; as a context manager, waits for a save under way.
+    """The checkpoints of one run; as a context manager, it waits for a pending save.
 
     Args:
-        folder: Where they are, `<workdir>/checkpoints`; created by the first save.
-        keep: How many of the latest to keep, or a function from all steps to those to keep. The others are removed, as is
-            anything unfinished that a killed run left behind. None: read only, which is safe beside a live run.
-        best: How many of those saved with the smallest loss to keep besides.
-        report: Called with a line about each checkpoint that is skipped and each save that fails.
+        folder: `<workdir>/checkpoints`; created by the first save.
+        keep: Number of latest checkpoints to keep, or a function from all steps to those to keep. The others are deleted,
+            as is anything unfinished that a killed run left behind. None: read only, which is safe beside a live run.
+        best: Number of checkpoints with the smallest loss to keep in addition.
+        report: Called with one line per skipped checkpoint and per failed save.
 
     Attributes:
-        failed: Whether the last save that ended has failed.
+        failed: Whether the last completed save failed.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Checkpoints:
         self._folder = pathlib.Path(folder).absolute()
         self._keep, self._best, self._report = keep, best, report
         self._damaged: dict[int, str] = {}
-        self._whole: set[int] = set()
-        self._under_way: concurrent.futures.Future[None] | None = None
+        self._intact: set[int] = set()
+        self._pending: concurrent.futures.Future[None] | None = None
         self._copy: Callable[[dict[str, Tree]], dict[str, Tree]] | None = None
         if keep is not None:
             self._remove_unfinished()
@@ -85,50 +85,50 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint that passes its checksums, or None before the first.
+        """The step of the newest checkpoint that passes its checksums, or None if there are no checkpoints.
 
         Raises:
             ValueError: there are checkpoints, but all are damaged.
-            OSError: a file cannot be read, which says nothing about whether the checkpoint is whole.
+            OSError: a file cannot be read, so that the checkpoint may or may not be intact.
         """
-        passed_over = []
+        skipped = []
         for step in reversed(self.steps):
-            if step not in self._whole and (damage := _damage(self._folder / str(step))):
+            if step not in self._intact and (damage := _damage(self._folder / str(step))):
                 self._damaged[step] = damage
-                passed_over.append(step)
+                skipped.append(step)
                 continue
-            self._whole.add(step)
-            for newer in passed_over:
+            self._intact.add(step)
+            for newer in skipped:
                 damaged = f"checkpoint {self._folder / str(newer)} is damaged, {self._damaged[newer]}"
-                self._report(f"{damaged}: step {step} is taken instead of {newer}")
+                self._report(f"{damaged}: step {step} is used instead of {newer}")
             return step
         if self._damaged:
             each = "; ".join(f"{step}: {damage}" for step, damage in sorted(self._damaged.items()))
-            raise ValueError(f"expected a checkpoint in {self._folder}, all are damaged: {each}")
+            raise ValueError(f"expected an intact checkpoint in {self._folder}, all are damaged: {each}")
         return None
 
     def mark_damaged(self, after: int) -> None:
-        """Marks the checkpoints after a step as damaged: for a process that was given `latest` by the one that checked."""
+        """Marks later checkpoints as damaged, on a process that received `latest` from the one that checked."""
         self._damaged |= {step: "as another process found" for step in self.steps if step > after}
 
     def find(self, which: int | str) -> int:
-        """The step of the checkpoint asked for: that of a given step, or "best", the one saved with the smallest loss.
+        """The step of a checkpoint: `which` itself, or for "best" the one with the smallest loss.
 
         Raises:
-            ValueError: there is none, or it is damaged.
+            ValueError: there is no such checkpoint, or it is damaged.
         """
         steps = self.steps
         step = min(steps, key=self._loss, default=None) if which == "best" else which
         if step not in steps:
             raise ValueError(f"checkpoint: expected best or one of {steps} in {self._folder}, received {which}")
         if damage := _damage(self._folder / str(step)):
-            raise ValueError(f"checkpoint: expected one that is as it was written, in {self._folder / str(step)} {damage}")
+            raise ValueError(f"checkpoint: expected an intact one, received {self._folder / str(step)}, in which {damage}")
         return int(step)
 
     def copy(self, step: int, parts: dict[str, Tree]) -> dict[str, Tree] | None:
-        """Copies arrays for a `save` to come, so that they may be donated; blocks only while another save is under way.
+        """Copies arrays for a later `save`, so that they may be donated; blocks only while another save is pending.
 
-        Every copy has the structure, shapes, dtypes and shardings of the first.
+        All calls take the structure, shapes, dtypes and shardings of the first.
 
         Returns:
             The copy, or None after a failure, which is reported.
@@ -137,42 +137,42 @@ class Checkpoints:
         try:
             self._copy = self._copy or make_copy(parts)
             return self._copy(parts)
-        except Exception as error:  # JAX's, or from the second call on XLA's own
+        except Exception as error:  # JAX's own type at the first call, XLA's from the second on
             self.fail(step, error)
             return None
 
     def save(self, step: int, parts: dict[str, Tree], metadata: dict[str, Any], loss: float = 0.0) -> None:
-        """Saves in the background; blocks only while another save is under way.
+        """Saves in the background; blocks only while another save is pending.
 
-        A save that fails is reported and sets `failed`; earlier checkpoints are kept.
+        A failed save is reported and sets `failed`; earlier checkpoints are kept.
 
         Args:
             step: Names the checkpoint; an existing one is left as it is.
-            parts: Trees of arrays by name, which `load` can read one by one. If the arrays will be donated, a `copy`.
-            metadata: JSON to keep beside them.
-            loss: Ranks the checkpoint among the best.
+            parts: Trees of arrays by name, each of which `load` can read alone. If the arrays will be donated, a `copy`.
+            metadata: JSON to store beside them.
+            loss: Ranks the checkpoint for `best`.
         """
         self.wait()
         if step in self.steps:
             return
         begun = None
-        if jax.process_count() > 1:  # all processes begin together, in order with everything else they do together
+        if jax.process_count() > 1:  # all processes begin together, in the same order as their other collectives
             try:
                 begun = _begin(self._unfinished(step), parts)
             except Exception as error:  # any type, see `load`
                 self.fail(step, error)
                 return
         background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._under_way = background.submit(self._save, step, parts, begun, {"loss": loss} | metadata)
+        self._pending = background.submit(self._save, step, parts, begun, {"loss": loss} | metadata)
         background.shutdown(wait=False)
 
     def _save(self, step: int, parts: dict[str, Tree], begun: Any, metadata: dict[str, Any]) -> None:
-        """Writes the arrays, or waits for what was begun; completes and names the checkpoint; removes those not kept."""
+        """Writes the arrays, or waits for the save already begun; completes and names the checkpoint; deletes old ones."""
         unfinished = self._unfinished(step)
         try:
             if begun is None:
-                jax.block_until_ready(parts)  # leaves the interpreter to training, as what follows does not
-                unfinished.mkdir(parents=True, exist_ok=True)  # if it fails here, Orbax's threads don't wait five minutes
+                jax.block_until_ready(parts)  # releases Python's lock to training while it waits
+                unfinished.mkdir(parents=True, exist_ok=True)  # fails here, or else Orbax's threads would wait five minutes
                 begun = _begin(unfinished, parts)
             begun.result()
             if jax.process_index() == 0:
@@ -185,27 +185,27 @@ class Checkpoints:
             self.fail(step, error)
             return
         self.failed = False
-        self._whole.add(step)
+        self._intact.add(step)
         if jax.process_index() == 0 and self._keep is not None:
             self._remove_old(self._keep)
 
     def wait(self) -> None:
-        """Waits for a save under way."""
-        if self._under_way is not None:
-            self._under_way.result()
-        self._under_way = None
+        """Waits for a pending save."""
+        if self._pending is not None:
+            self._pending.result()
+        self._pending = None
 
     def fail(self, step: int, error: Exception) -> None:
-        """Reports that a step cannot be saved, and removes what was written of it."""
+        """Reports that a step cannot be saved, and deletes its partial files."""
         self.failed = True
         with contextlib.suppress(OSError):
             self._remove_unfinished()
         last = max(self.steps, default=None)
-        kept = "there is none before it" if last is None else f"the one of step {last} is kept"
+        kept = "there is no earlier checkpoint" if last is None else f"step {last} is kept"
         self._report(f"CANNOT SAVE step {step}: {_one_line(error)}; {kept}")
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The JSON that was saved beside a checkpoint.
+        """The JSON stored beside a checkpoint.
 
         Raises:
             ValueError: it cannot be read.
@@ -222,18 +222,18 @@ class Checkpoints:
         """Loads parts of a checkpoint.
 
         Args:
-            step: The checkpoint's.
-            parts: For each part to load, its shapes, dtypes and shardings, as from `jax.eval_shape`.
+            step: The step of the checkpoint.
+            parts: For each part to load, its shapes, dtypes and shardings, as from `sharding.abstract`.
 
         Returns:
             The parts, by name.
 
         Raises:
-            ValueError: the checkpoint cannot be read, or holds other arrays.
+            ValueError: the checkpoint cannot be read, or its arrays have other shapes.
         """
         try:
             return ocp.load_checkpointables(self._folder / str(step), parts)
-        except Exception as error:  # Orbax and TensorStore raise all kinds
+        except Exception as error:  # any type: Orbax and TensorStore raise many
             raise self._cannot_read(step, error) from error
 
     def _unfinished(self, step: int) -> pathlib.Path:
@@ -244,7 +244,7 @@ class Checkpoints:
         latest = keep(steps) if callable(keep) else steps[-keep:]
         best = sorted(steps, key=self._loss)[: self._best]
         for old in set(steps) - {*latest, *best}:
-            (self._folder / str(old)).rename(self._folder / f"{old}.unfinished")  # at once, or not at all
+            (self._folder / str(old)).rename(self._folder / f"{old}.unfinished")  # atomic; deleting a folder is not
         self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
@@ -253,7 +253,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _set_damaged_aside(self) -> None:
-        """Renames damaged checkpoints to `<step>.damaged`, now that a newer one is about to replace what was lost."""
+        """Renames damaged checkpoints to `<step>.damaged`, now that a newer one is about to replace them."""
         for step in self._damaged:
             aside = self._folder / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
@@ -272,13 +272,13 @@ class Checkpoints:
 
 
 def _begin(folder: pathlib.Path, parts: dict[str, Tree]) -> Any:
-    """Begins to write trees of arrays, which must not change until the returned handle's `result()` is back."""
+    """Begins to write trees of arrays, which must not change until the `result()` of the returned handle returns."""
     context = ocp.Context()
-    context.array.saving.use_compression = False  # random digits hardly shrink, and the CPU has better things to do
+    context.array.saving.use_compression = False  # parameters hardly compress
     context.memory.deepcopy_host_arrays = False
     if jax.process_count() == 1:
-        parts = jax.device_get(parts)  # on CPU the same memory; numpy arrays take Orbax half the time
-    with _beginning, context:
+        parts = jax.device_get(parts)  # on CPU the same memory; Orbax writes numpy arrays in half the time
+    with _begin_lock, context:
         return ocp.save_checkpointables_async(folder, parts, overwrite=True)
 
 
@@ -288,7 +288,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _files(folder: pathlib.Path) -> list[str]:
-    """The relative paths of all files of a checkpoint except the sums."""
+    """The relative paths of all files of a checkpoint except the checksums."""
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in found if name != SUMS)
 
@@ -299,14 +299,14 @@ def _sum(path: pathlib.Path) -> str:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Flushes a file, or the names in a folder, to the disk."""
+    """Flushes a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
 
 
 def _write_sums(folder: pathlib.Path) -> None:
-    """Writes SHA256SUMS, one line per file: its sum, two spaces, its relative path; flushes everything to the disk."""
+    """Writes SHA256SUMS, one line per file: its checksum, two spaces, its relative path; flushes everything to disk."""
     sums = folder / SUMS
     sums.write_text("".join(f"{_sum(folder / name)}  {name}\n" for name in _files(folder)))
     for path in (*folder.rglob("*"), folder):
@@ -314,7 +314,7 @@ def _write_sums(folder: pathlib.Path) -> None:
 
 
 def _damage(folder: pathlib.Path) -> str:
-    """Names the first file that is not as it was written, and why; empty if all are."""
+    """Names the first file that fails its checksum, is missing or unlisted; empty if the checkpoint is intact."""
     try:
         lines = (folder / SUMS).read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -322,7 +322,7 @@ def _damage(folder: pathlib.Path) -> str:
     written = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in _files(folder):
         if name not in written:
-            return f"{name} has no sum in {SUMS}"
+            return f"{name} is not listed in {SUMS}"
         if _sum(folder / name) != written.pop(name):
-            return f"{name} is not as it was written"
+            return f"{name} fails its checksum"
     return f"{min(written)} is missing" if written else ""

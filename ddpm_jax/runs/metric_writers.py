@@ -1,4 +1,4 @@
-"""Where figures go: metrics.jsonl, TensorBoard, and the terminal."""
+"""Metric outputs: metrics.jsonl, TensorBoard, and the terminal."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ddpm_jax.devices.files import atomic_write
 
 
 class Writer(Protocol):
-    """Takes the figures of a step."""
+    """Writes metrics by step."""
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Records the figures of a step."""
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of a step."""
 
     def flush(self) -> None:
-        """Writes what could not be written before. Raises OSError where it still can't."""
+        """Writes metrics that earlier calls could not write. Raises OSError if that still fails."""
 
     def close(self) -> None:
-        """Finishes; nothing is written after."""
+        """Closes the output; nothing is written afterwards."""
 
 
 class Jsonl:
-    """One JSON object a line: {"step": 100, "loss": 0.1, ...}, each step once.
+    """One JSON object per line, {"step": 100, "loss": 0.1, ...}, and one line per step.
 
     Args:
-        path: The file. On resuming, lines after the restored step, and a last line that was cut short, are removed.
+        path: The file. When a run resumes, lines after the restored step and an incomplete last line are removed.
         step: The restored step, 0 for a new run.
 
     Raises:
-        ValueError: a whole line that is not such an object.
+        ValueError: a complete line is not such an object.
     """
 
     def __init__(self, path: str | os.PathLike[str], step: int = 0):
@@ -58,13 +58,13 @@ class Jsonl:
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"expected an object with a step on each line of {self._path}, received {line.strip()}") from None
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Appends a line. Raises OSError where the disk takes no more; it is kept then for the next time."""
-        self._unwritten += json.dumps({"step": step, **figures}).encode() + b"\n"
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a line. Raises OSError if the disk is full; the line is then written by the next call."""
+        self._unwritten += json.dumps({"step": step, **metrics}).encode() + b"\n"
         self.flush()
 
     def flush(self) -> None:
-        """Writes the lines that could not be written before, each once."""
+        """Writes the lines that earlier calls could not write, each once."""
         while self._unwritten:
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
@@ -74,7 +74,7 @@ class Jsonl:
 
 
 def require_tensorboard() -> None:
-    """Raises ImportError, with the command to install it, where tensorboardX is missing."""
+    """Raises ImportError, with the command to install it, if tensorboardX is missing."""
     if importlib.util.find_spec("tensorboardX") is None:
         raise ImportError('expected tensorboardX to be installed: pip install -e ".[tensorboard]"')
 
@@ -83,8 +83,8 @@ class TensorBoard:
     """Event files for TensorBoard; needs the extra `tensorboard`.
 
     Args:
-        folder: Where they go.
-        step: The restored step; later events of an earlier run are hidden.
+        folder: Receives the event files.
+        step: The restored step; events of an earlier run after it are hidden.
     """
 
     def __init__(self, folder: str | os.PathLike[str], step: int = 0):
@@ -92,13 +92,13 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Writes one scalar a figure."""
-        for name, value in figures.items():
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes one scalar per metric."""
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Has the events written."""
+        """Flushes the events to disk."""
         self._writer.flush()
 
     def close(self) -> None:
@@ -107,26 +107,26 @@ class TensorBoard:
 
 
 def make_writers(workdir: pathlib.Path, step: int, tensorboard: bool) -> list[Writer]:
-    """The writers into a workdir's files: metrics.jsonl, and tensorboard/ where asked for.
+    """The writers of a workdir: metrics.jsonl and, optionally, tensorboard/.
 
     Args:
         workdir: The folder of the run.
         step: The restored step, 0 for a new run.
-        tensorboard: Whether to write events too.
+        tensorboard: Whether to write TensorBoard events as well.
 
     Raises:
         ImportError: tensorboardX is not installed.
-        ValueError: a line of metrics.jsonl that is no object with a step.
+        ValueError: a line of metrics.jsonl is not an object with a step.
     """
     events: list[Writer] = [TensorBoard(workdir / "tensorboard", step)] if tensorboard else []
     return [Jsonl(workdir / "metrics.jsonl", step), *events]
 
 
 class Terminal:
-    """A progress bar where there is a terminal, plain lines elsewhere.
+    """A progress bar if the output is a terminal, else plain lines.
 
     Args:
-        num_steps: Where the run ends.
+        num_steps: The last step of the run.
     """
 
     def __init__(self, num_steps: int):
@@ -134,29 +134,29 @@ class Terminal:
         self._bar: tqdm | None = None
 
     def begin(self, step: int) -> None:
-        """Opens the bar, at the step where the run starts."""
+        """Opens the bar at the first step."""
         if sys.stdout.isatty() and sys.stderr.isatty():
             self._bar = tqdm(initial=step, total=self._num_steps, unit="step", dynamic_ncols=True)
 
     def say(self, line: str) -> None:
-        """Prints a line, above the bar where there is one; what nobody can read or hold any more is no reason to stop."""
+        """Prints a line, above the bar if there is one; output errors are ignored, so that they do not end a run."""
         with contextlib.suppress(OSError):
             tqdm.write(line) if self._bar is not None else print(line, flush=True)
 
     def advance(self) -> None:
-        """Moves the bar on by one step."""
+        """Advances the bar by one step."""
         if self._bar is not None:
             self._bar.update()
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows loss and speed."""
-        shown = {name: f"{figures[name]:.4g}" for name in ("loss", "images_per_second") if name in figures}
+        shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "images_per_second") if name in metrics}
         if self._bar is not None:
             self._bar.set_postfix(shown)
         else:
             self.say(f"step {step}/{self._num_steps}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Closes the bar, which stays on the screen."""
         if self._bar is not None:
             self._bar.close()

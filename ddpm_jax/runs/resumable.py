@@ -1,4 +1,4 @@
-"""What has been measured so far, on disk: a killed evaluation goes on where it was."""
+"""Partial results on disk, so that a killed evaluation resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 
 import numpy as np
 
-Record = dict[str, Any]
+Json = dict[str, Any]
 
 
 def resumable(
     path: str | os.PathLike[str],
-    settings: Record,
+    settings: Json,
     parts: Iterable[int],
     measure: Callable[[int], dict[str, np.ndarray]],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Measures part after part, and keeps each as a line of JSON, from which it is read when it is there already.
+    """Measures part after part and stores each as a line of JSON; parts that are already stored are read instead.
 
     Args:
-        path: The file. Its first line holds the settings; with other settings it begins anew. A line that was cut short is
-            measured again.
-        settings: Everything that decides the results, as JSON.
-        parts: The numbers of the parts.
+        path: The file. Its first line holds the settings; if they differ, the file is started again. The part of an
+            incomplete last line is measured again.
+        settings: Everything the results depend on, as JSON.
+        parts: The indices of the parts.
         measure: Part -> its results.
 
     Yields:
-        The results of each part, in float64, the same whether measured or read.
+        The results of each part in float64, identical whether measured or read.
     """
     path = pathlib.Path(path)
     known = _read(path, settings)
@@ -43,11 +43,11 @@ def resumable(
             yield {name: np.asarray(a, np.float64) for name, a in known[part].items()}
 
 
-def _read(path: pathlib.Path, settings: Record) -> dict[int, Record]:
-    """The parts in a file of these settings; what follows the last whole line is cut off."""
+def _read(path: pathlib.Path, settings: Json) -> dict[int, Json]:
+    """The parts stored in a file of these settings; removes an incomplete last line."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("}\n")]
-    if not whole or json.loads(whole[0]) != settings:
+    complete = [line for line in lines if line.endswith("}\n")]
+    if not complete or json.loads(complete[0]) != settings:
         return {}
-    path.write_text("".join(whole))
-    return {record.pop("part"): record for record in map(json.loads, whole[1:])}
+    path.write_text("".join(complete))
+    return {stored.pop("part"): stored for stored in map(json.loads, complete[1:])}

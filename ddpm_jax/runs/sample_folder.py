@@ -1,4 +1,4 @@
-"""A folder of drawn images that fills batch by batch: a killed run goes on where it was, and none holds all in memory."""
+"""Resumable sample output: one file per batch, so that a killed run resumes and memory holds a single batch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from ddpm_jax.devices.files import atomic_write
 
 
 class SampleFolder:
-    """The images of some numbers; batch n holds those from n * size on, so that batches are the same whichever are asked for.
+    """Samples by their numbers. Batch n holds the numbers from n * size on, whatever range is asked for.
 
     Args:
-        folder: Gets samples.npz and grid.png once all are drawn; until then batches lie in its folder `unfinished`.
-        settings: Everything that decides an image but its number, as JSON; unfinished batches of others are removed.
-        numbers: Of the images.
-        size: Images a batch.
+        folder: Receives samples.npz and grid.png once all samples are generated; until then batches are stored in its folder
+            `unfinished`.
+        settings: Everything a sample depends on except its number, as JSON; unfinished batches of other settings are deleted.
+        numbers: The numbers of the samples.
+        size: Images per batch.
 
     Raises:
         OSError: the folder cannot be written.
@@ -45,19 +46,19 @@ class SampleFolder:
 
     @property
     def missing(self) -> list[int]:
-        """The batches that are still to be drawn."""
+        """The batches still to be generated."""
         return [batch for batch in self._batches if not self._file(batch).exists()]
 
     def numbers(self, batch: int) -> range:
-        """The numbers of a batch, whole also where fewer are asked for: one program draws them all."""
+        """The numbers of a batch, always `size` of them, so that one compiled program serves all batches."""
         return range(batch * self._size, (batch + 1) * self._size)
 
     def add(self, batch: int, image: np.ndarray) -> None:
-        """Keeps a batch, uint8 [size, H, W, C]."""
+        """Stores a batch, uint8 [size, H, W, C]."""
         atomic_write(self._file(batch), lambda file: np.save(file, image))
 
     def finish(self, png: bool = False) -> None:
-        """Writes samples.npz (`image`, uint8 [N, H, W, C]), grid.png (the first 256), and images/<number>.png if asked for."""
+        """Writes samples.npz (`image`, uint8 [N, H, W, C]), grid.png (the first 256) and, with png, images/<number>.png."""
         atomic_write(self._folder / "samples.npz", self._write_npz)
         shown: list[np.ndarray] = []
         for number, image in zip(self._numbers, self._images(), strict=True):

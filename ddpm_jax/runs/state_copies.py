@@ -1,4 +1,4 @@
-"""State copies that survive buffer donation, so that a checkpoint can be written while training goes on."""
+"""State copies that survive buffer donation, so that a checkpoint can be written during training."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ Tree = Any
 def make_copy(tree: Tree) -> Callable[[Tree], Tree]:
     """Returns an asynchronous copy function for trees of this structure; each device copies its shard of each array.
 
-    The copies stay on the devices if there is room. Otherwise they go to pinned host memory, and the programs that follow wait
-    for the transfer: 27 ms for 572 MB on an H200.
+    The copies stay on the devices if there is room. Otherwise they go to pinned host memory, and later programs wait for the
+    transfer: 27 ms for 572 MB on an H200.
 
     Args:
-        tree: Arrays with the shapes, dtypes and shardings of those to be copied, after a training step has run: the devices'
-            peak memory, which decides whether there is room, must include the step's temporaries.
+        tree: Arrays with the shapes, dtypes and shardings of those to be copied. Call this after the first training step,
+            because the devices' peak memory, which decides whether there is room, must include the step's temporaries.
 
     Returns:
-        (tree) -> its copy. It raises if memory runs out, JAX's own error or XLA's.
+        (tree) -> its copy. It raises JAX's or XLA's own error if memory runs out.
     """
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=_share(a)), tree)
-    shares = jax.tree.map(lambda a: a.sharding, shapes)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=_copy_sharding(a)), tree)
+    shardings = jax.tree.map(lambda a: a.sharding, shapes)
     if not _has_room(sharding.bytes_per_device(shapes)):
-        shares = jax.tree.map(lambda share: share.with_memory_kind("pinned_host"), shares)
-    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shares)  # without jnp.copy, the same arrays
+        shardings = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), shardings)
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)  # without jnp.copy, the same arrays
 
 
-def _share(a: jax.Array) -> jax.sharding.Sharding:
-    """The sharding of an array's copy: a large array that every device holds is divided among them."""
-    layout = a.sharding
-    if not isinstance(layout, NamedSharding) or not layout.is_fully_replicated:
-        return layout
-    axis = sharding.largest_axis(a.shape, layout.mesh.size)
-    return layout if axis is None else layout.update(spec=PartitionSpec(*[None] * axis, "data"))
+def _copy_sharding(a: jax.Array) -> jax.sharding.Sharding:
+    """The sharding of an array's copy: a large replicated array is sharded."""
+    own = a.sharding
+    if not isinstance(own, NamedSharding) or not own.is_fully_replicated:
+        return own
+    axis = sharding.largest_axis(a.shape, own.mesh.size)
+    return own if axis is None else own.update(spec=PartitionSpec(*[None] * axis, "data"))
 
 
 def _has_room(num_bytes: int) -> bool:
     """Whether two such copies fit beside the devices' peak memory; process 0 decides for all, since they copy together.
 
-    Two, because those of a checkpoint and of a snapshot may exist at once, and because free memory is not in one piece.
+    Two, because a checkpoint's and a snapshot's may exist at the same time, and because free memory is fragmented.
     """
     if jax.default_backend() == "cpu":
         return True
@@ -55,6 +55,6 @@ def _has_room(num_bytes: int) -> bool:
 
 
 def _free_bytes(device: jax.Device) -> float:
-    """Memory that a device has never used so far; 0 if it does not say."""
+    """Bytes beyond a device's peak use so far; 0 if it reports no statistics."""
     stats = device.memory_stats() or {}
     return max(0, stats.get("bytes_limit", 0) - stats.get("peak_bytes_in_use", math.inf))

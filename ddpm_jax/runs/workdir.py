@@ -1,4 +1,4 @@
-"""The folder of a run: the config that it was begun with, and a lock while it is alive."""
+"""The folder of a run: its config, and a lock while the run is alive."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ from ddpm_jax.runs.checkpoints import Checkpoints
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """Writes config.json, at once or not at all."""
+    """Writes config.json atomically."""
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     atomic_write(workdir / "config.json", lambda file: file.write(text.encode()))
 
 
-def check_changes(begun_with: Config, config: Config) -> list[str]:
-    """Compares the config that a run was begun with and that to go on with.
+def check_changes(before: Config, config: Config) -> list[str]:
+    """Compares the config of a run with the one to resume it with.
+
+    Args:
+        before: The config the run was started with.
+        config: The config to resume it with.
 
     Returns:
-        The differences that are allowed.
+        The differences, all of them allowed.
 
     Raises:
-        UsageError: others.
+        UsageError: a difference is not allowed.
     """
-    allowed, refused = changes(begun_with, config)
+    allowed, refused = changes(before, config)
     if refused:
-        raise UsageError(f"--workdir: expected the config that the run was begun with, received {'; '.join(refused)}")
+        raise UsageError(f"--workdir: expected the config the run was started with, received {'; '.join(refused)}")
     return allowed
 
 
@@ -47,16 +51,16 @@ def _compare_with_written(workdir: pathlib.Path, config: Config) -> list[str]:
 
 @contextlib.contextmanager
 def claim(config: Config) -> Iterator[pathlib.Path]:
-    """Makes a workdir this run's own while the context lasts.
+    """Locks a workdir for this run within the context.
 
     Args:
-        config: The run's. Where the workdir holds a run already, it must be the same but for MAY_CHANGE.
+        config: The config of the run. If the workdir already holds a run, only the options in MAY_CHANGE may differ.
 
     Yields:
         The workdir.
 
     Raises:
-        UsageError: the workdir belongs to another config or to a run that is alive, or cannot be written.
+        UsageError: the workdir belongs to another config, is in use by another run, or cannot be written.
     """
     workdir = pathlib.Path(config.workdir)
     _compare_with_written(workdir, config)
@@ -65,46 +69,46 @@ def claim(config: Config) -> Iterator[pathlib.Path]:
         lock = (workdir / ".lock").open("w")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends, however
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
         except OSError:
             raise UsageError(f"--workdir: expected a workdir of no other run, {workdir} is in use") from None
-        for change in _compare_with_written(workdir, config):  # again, now that nobody else can write it
+        for change in _compare_with_written(workdir, config):  # again, now that no other run can write it
             print(f"changed since the last start: {change}")
         yield workdir
 
 
 def checkpoint_metadata(config: Config, image_shape: Sequence[int]) -> dict[str, Any]:
-    """What a checkpoint says of its run, as JSON."""
+    """The JSON stored beside a checkpoint: the config, the images' shape and the version."""
     return {"config": dataclasses.asdict(config), "image_shape": list(image_shape), "version": __version__}
 
 
 def restore(
     checkpoints: Checkpoints, config: Config, image_shape: Sequence[int], parts: dict[str, Any]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Loads the newest whole checkpoint of a run, if it is the same run.
+    """Loads the newest intact checkpoint of a run.
 
     Args:
-        checkpoints: The run's.
-        config: To go on with.
-        image_shape: (H, W, C) of its data.
-        parts: For each part its shapes, dtypes and shardings.
+        checkpoints: The checkpoints of the run.
+        config: The config to resume with.
+        image_shape: (H, W, C) of the data.
+        parts: The shapes, dtypes and shardings of each part.
 
     Returns:
-        The parts, None before the first checkpoint, of imported weights the parameters alone; and what was said beside them.
+        The parts (None before the first checkpoint; only the parameters if they were imported) and the JSON beside them.
 
     Raises:
-        UsageError: it was begun with another config or other images, or cannot be read.
+        UsageError: the checkpoint is of another config or of other images, or cannot be read.
     """
     with as_usage_error("--workdir"):
         latest = distributed.from_first_process(lambda: -1 if checkpoints.latest is None else checkpoints.latest)
         if latest < 0:
             return None, {}
         checkpoints.mark_damaged(after=latest)
-        begun = checkpoints.metadata(latest)
-        check_changes(from_dict(begun["config"]), config)
-        if begun["image_shape"] != list(image_shape):
-            raise UsageError(f"--data: expected images of {begun['image_shape']}, as before, received {tuple(image_shape)}")
-        if begun.get("version", __version__) != __version__:
-            print(f"changed since the last start: ddpm_jax {begun['version']} -> {__version__}")
-        is_imported = begun["config"]["data"]["source"] is None  # how it is trained is open until it is
-        return checkpoints.load(latest, {"params": parts["params"]} if is_imported else parts), begun
+        metadata = checkpoints.metadata(latest)
+        check_changes(from_dict(metadata["config"]), config)
+        if metadata["image_shape"] != list(image_shape):
+            raise UsageError(f"--data: expected images of {metadata['image_shape']}, as before, received {tuple(image_shape)}")
+        if metadata.get("version", __version__) != __version__:
+            print(f"changed since the last start: ddpm_jax {metadata['version']} -> {__version__}")
+        is_imported = metadata["config"]["data"]["source"] is None  # imported weights have no optimizer state yet
+        return checkpoints.load(latest, {"params": parts["params"]} if is_imported else parts), metadata

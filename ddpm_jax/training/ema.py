@@ -1,11 +1,11 @@
-"""Moving averages of the parameters, with which samples are drawn.
+"""Exponential and power-function moving averages of the parameters, used for sampling.
 
-An average moves towards the newest parameters by a share that depends on how many updates came before, and is 1 at the first:
+An average moves towards the newest parameters at a rate that depends on n, the number of earlier updates, and starts at 1:
 
-    ema <- ema + share(n) (params - ema)
+    ema <- ema + rate(n) (params - ema)
 
-Power functions (Karras et al. 2024, arXiv 2312.02696, section 3.1) weigh the parameters of step k by k^gamma: as a run grows
-longer, so does their memory. An average of any other width can be put together from snapshots of them.
+Power functions (Karras et al. 2024, arXiv 2312.02696, section 3.1) weight the parameters of step k by k^gamma, so that their
+memory grows with the run. An average of any other width can be reconstructed from snapshots of them.
 """
 
 from __future__ import annotations
@@ -19,64 +19,64 @@ import jax.numpy as jnp
 import numpy as np
 
 Rate = Callable[[jax.Array], jax.Array]
-"""n, how many updates came before -> how far the average moves, in [0, 1], counted in float32."""
+"""The schedule of 1 - decay: (n, the number of earlier updates) -> the rate, in [0, 1], in float32."""
 
 MAX_WIDTH = 12**-0.5
-"""The width of gamma = 0, the mean of all parameters."""
+"""The width at gamma = 0, the mean of all parameters."""
 
 
 def exponential(decay: float, warmup: bool = False) -> Rate:
-    """Keeps the share `decay` of the average at each update.
+    """EMA with a fixed decay.
 
     Args:
         decay: In [0, 1).
-        warmup: Whether it is at most (1 + n) / (10 + n), so that the average of a short run forgets where it started.
+        warmup: Whether to cap the decay at (1 + n) / (10 + n), so that the average of a short run forgets its start.
     """
     return _exponential(1 - decay, warmup)
 
 
 def half_life(num_images: float, batch_size: int, warmup: bool = False) -> Rate:
-    """Halves the weight of what the average holds by every num_images images.
+    """EMA with a half-life of num_images.
 
     Args:
         num_images: The half-life, positive.
-        batch_size: Images an update.
-        warmup: As for `exponential`.
+        batch_size: Images per update.
+        warmup: Same as for `exponential`.
 
     Raises:
-        ValueError: a half-life that is not positive.
+        ValueError: the half-life is not positive.
     """
     if not 0 < num_images < math.inf:
         raise ValueError(f"half_life: expected a positive number of images, received {num_images}")
     return _exponential(-math.expm1(-math.log(2) * batch_size / num_images), warmup)
 
 
-def _exponential(share: float, warmup: bool) -> Rate:
-    def of(num_updates: jax.Array) -> jax.Array:
-        start = jnp.where(num_updates == 0, 1.0, share)
-        return jnp.maximum(start, 9 / (10 + num_updates)) if warmup else start
+def _exponential(rate: float, warmup: bool) -> Rate:
+    def rate_at(num_updates: jax.Array) -> jax.Array:
+        first_is_copy = jnp.where(num_updates == 0, 1.0, rate)
+        return jnp.maximum(first_is_copy, 9 / (10 + num_updates)) if warmup else first_is_copy
 
-    return of
+    return rate_at
 
 
 def power(width: float) -> Rate:
-    """A power function: the average keeps (1 - 1 / (n + 1))^(gamma + 1), section 3.1 of Karras et al. 2024.
+    """Power-function EMA, with decay (1 - 1 / (n + 1))^(gamma + 1): section 3.1 of Karras et al. 2024.
 
     Args:
-        width: sigma_rel, the standard deviation of the profile as a share of the run so far, in (0, 12^-1/2].
+        width: sigma_rel, the standard deviation of the profile relative to the length of the run, in (0, 12^-1/2].
 
     Raises:
-        ValueError: a width out of range.
+        ValueError: the width is out of range.
     """
     exponent = exponent_of(width) + 1
     return lambda num_updates: -jnp.expm1(exponent * jnp.log1p(-1 / (num_updates + 1)))
 
 
 def exponent_of(width: float) -> float:
-    """Gamma of a width: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), section 3.1 of Karras et al. 2024.
+    """The gamma of a width: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), section 3.1 of Karras et al. 2024.
 
     Raises:
-        ValueError: a width outside (0, 12^-1/2].
+        ValueError: the width is outside (0, 12^-1/2].
     """
     if not 0 < width <= MAX_WIDTH:
         raise ValueError(f"width: expected above 0 and at most {MAX_WIDTH:.4f}, received {width}")
@@ -84,67 +84,75 @@ def exponent_of(width: float) -> float:
     return max(float(roots.real.max()), 0.0)
 
 
-def update(average: Any, params: Any, num_updates: jax.Array, share: Rate) -> Any:
+def update(average: Any, params: Any, num_updates: jax.Array, rate: Rate) -> Any:
     """The average after one more update; the first is a copy.
 
     Args:
         average: A tree of float32 arrays.
         params: The newest parameters, a tree of the same shapes.
-        num_updates: n, how many updates came before.
-        share: How far it moves.
+        num_updates: n, the number of earlier updates.
+        rate: The schedule of 1 - decay.
     """
-    by = share(num_updates)
-    return jax.tree.map(lambda old, new: jnp.where(by < 1, old + by * (new - old), new), average, params)
+    r = rate(num_updates)
+    return jax.tree.map(lambda old, new: jnp.where(r < 1, old + r * (new - old), new), average, params)
 
 
 def coefficients(steps: Sequence[int], widths: Sequence[float], step: int, width: float) -> np.ndarray:
-    """How to sum snapshots of power functions so that they come closest to another one, section 3.2 of Karras et al. 2024.
+    """The weights of snapshots whose sum best approximates another average: section 3.2 of Karras et al. 2024.
 
-    The profile of a snapshot over the run is p(k) = (gamma + 1) k^gamma / n^(gamma + 1) for k <= n. What is minimised is the
-    integral of the squared difference of profiles, which makes a linear system of their inner products.
+    The profile of a snapshot over the run is p(k) = (gamma + 1) k^gamma / n^(gamma + 1) for k <= n. The weights minimise the
+    integral of the squared difference of the profiles, by least squares over their inner products.
 
     Args:
         steps: n of each snapshot [N], positive.
-        widths: Of each snapshot [N]; no two have both the same step and width.
-        step: n of the average to make.
+        widths: The width of each snapshot [N]; no two have the same step and width.
+        step: n of the average to reconstruct.
         width: Its width.
 
     Returns:
-        float64 [N], of sum 1.
+        float64 [N], with sum 1.
 
     Raises:
-        ValueError: a width out of range, or no snapshots.
+        ValueError: a width is out of range, or there are no snapshots.
     """
     if not len(steps):
         raise ValueError("steps: expected at least one snapshot, received none")
     n, gamma = np.asarray(steps, np.float64), np.array([exponent_of(w) for w in widths])
     gram = _inner(n[:, None], gamma[:, None], n[None], gamma[None])
-    wanted = _inner(n, gamma, float(step), exponent_of(width))
-    found = np.linalg.lstsq(gram, wanted, rcond=None)[0]
-    return found / found.sum()
+    target = _inner(n, gamma, float(step), exponent_of(width))
+    weights = np.linalg.lstsq(gram, target, rcond=None)[0]
+    return weights / weights.sum()
 
 
-def profile_error(steps: Sequence[int], widths: Sequence[float], shares: np.ndarray, step: int, width: float) -> float:
-    """How far a sum of snapshots is from the profile that is wanted: the norm of the difference, as a share of its own."""
+def profile_error(steps: Sequence[int], widths: Sequence[float], weights: np.ndarray, step: int, width: float) -> float:
+    """The relative error of a reconstruction's profile: |sum_i w_i p_i - p| / |p|, with the norms of the profiles.
+
+    Args:
+        steps: n of each snapshot [N].
+        widths: The width of each snapshot [N].
+        weights: From `coefficients`, [N].
+        step: n of the reconstructed average.
+        width: Its width.
+    """
     n, gamma = np.asarray(steps, np.float64), np.array([exponent_of(w) for w in widths])
-    wanted = float(step), exponent_of(width)
-    made = shares @ _inner(n[:, None], gamma[:, None], n[None], gamma[None]) @ shares
-    own = _inner(*wanted, *wanted)
-    return math.sqrt(max(made - 2 * shares @ _inner(n, gamma, *wanted) + own, 0.0) / own)
+    target = float(step), exponent_of(width)
+    sum_squared = weights @ _inner(n[:, None], gamma[:, None], n[None], gamma[None]) @ weights
+    target_squared = _inner(*target, *target)
+    return math.sqrt(max(sum_squared - 2 * weights @ _inner(n, gamma, *target) + target_squared, 0.0) / target_squared)
 
 
 def thin(steps: Sequence[int], every: int, most: int) -> list[int]:
-    """Which snapshots of a run are kept: at most so many, evenly apart, whenever the run was broken off.
+    """The snapshots to keep: at most `most`, evenly spaced, wherever the run was interrupted.
 
     Args:
-        steps: Of those that there are.
-        every: Steps between snapshots at first; doubled as often as there would be too many.
-        most: How many there may be.
+        steps: The steps of the existing snapshots.
+        every: Steps between snapshots at first; doubled until there are few enough.
+        most: Maximum number of snapshots.
     """
-    apart = every
-    while max(steps, default=0) // apart > most:
-        apart *= 2
-    return [step for step in steps if step % apart == 0]
+    spacing = every
+    while max(steps, default=0) // spacing > most:
+        spacing *= 2
+    return [step for step in steps if step % spacing == 0]
 
 
 def _inner(n_a: Any, gamma_a: Any, n_b: Any, gamma_b: Any) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Snapshots of power functions' averages, from which an average of any width is made afterwards.
+"""Snapshots of power-function EMAs, from which an EMA of any width can be reconstructed after training.
 
-They are `snapshots/<step>`, written atomically; a resumed run reuses existing ones.
+They are stored as `snapshots/<step>`, written atomically; a resumed run reuses existing ones.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FOLDER = "snapshots"
 
 
 class Snapshots:
-    """The snapshots of one run; a context manager that waits for one under way.
+    """The snapshots of one run; as a context manager, it waits for a pending one.
 
     Args:
-        workdir: The run's.
-        names: Those of the averages; none for no snapshots.
-        every: Steps between them, at first.
-        most: How many are kept; `ema.thin` picks them.
+        workdir: The folder of the run.
+        names: The names of the averages; none for no snapshots.
+        every: Steps between snapshots, at first.
+        most: Maximum number to keep, selected by `ema.thin`.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], names: Sequence[str], every: int, most: int):
@@ -45,7 +45,7 @@ class Snapshots:
         return bool(self._names and self._thin([step]))
 
     def save(self, step: int, state: TrainState) -> None:
-        """Copies the averages and begins to save them; a snapshot that fails is left out."""
+        """Copies the averages and begins to save them; a snapshot that fails is skipped."""
         averages = self._checkpoints.copy(step, {f"ema_{name}": state.ema[name] for name in self._names})
         if averages is not None:
             self._checkpoints.save(step, averages, {})
@@ -59,32 +59,32 @@ def reconstruct(
     width: float,
     abstract: Any,
 ) -> tuple[Any, str]:
-    """Makes the average of a width from the snapshots until a checkpoint, and from the checkpoint.
+    """Reconstructs the EMA of a width from a checkpoint and the snapshots before it.
 
     Args:
-        checkpoints: The run's.
-        step: Of the checkpoint.
-        workdir: The run's.
-        averages: The widths of its power functions by name.
-        width: The one to make.
+        checkpoints: The checkpoints of the run.
+        step: The step of the checkpoint.
+        workdir: The folder of the run.
+        averages: The widths of the run's power-function EMAs, by name.
+        width: The width to reconstruct.
         abstract: Shapes, dtypes and shardings of the parameters.
 
     Returns:
-        The average, and a line on what it was made of.
+        The EMA, and a line with the number of snapshots and the error of its profile.
 
     Raises:
-        ValueError: a width out of range, or no power functions.
+        ValueError: the width is out of range, or the run has no power-function EMAs.
     """
     if not averages:
         raise ValueError(f"ema: expected a run with --ema.power for a width, received {width}")
     with Checkpoints(pathlib.Path(workdir) / FOLDER) as snapshots:
         sources = [(at, snapshots) for at in snapshots.steps if at < step] + [(step, checkpoints)]
         steps, widths = [at for at, _ in sources for _ in averages], list(averages.values()) * len(sources)
-        shares = ema.coefficients(steps, widths, step, width)
+        weights = ema.coefficients(steps, widths, step, width)
         average = jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype, device=a.sharding), abstract)
-        for (at, source), of_step in zip(sources, shares.reshape(len(sources), -1), strict=True):
+        for (at, source), row in zip(sources, weights.reshape(len(sources), -1), strict=True):
             parts = source.load(at, {f"ema_{name}": abstract for name in averages})
-            for name, share in zip(averages, of_step, strict=True):
-                average = jax.tree.map(lambda total, a, share=share: total + share * a, average, parts[f"ema_{name}"])
-    off = ema.profile_error(steps, widths, shares, step, width)
-    return average, f"width {width:g} from {len(sources)} snapshots, its profile off by {100 * off:.2g} %"
+            for name, weight in zip(averages, row, strict=True):
+                average = jax.tree.map(lambda total, a, weight=weight: total + weight * a, average, parts[f"ema_{name}"])
+    error = ema.profile_error(steps, widths, weights, step, width)
+    return average, f"width {width:g} from {len(sources)} snapshots, relative error of its profile {100 * error:.2g} %"

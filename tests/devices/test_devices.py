@@ -103,7 +103,7 @@ def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path)
         assert time.monotonic() - began < 90
     assert first.returncode in (1, -6), "at an error of its own, or by JAX"
     assert "Traceback" in error or "task died" in error
-    assert f"metadata.json is missing: step {saved} is taken instead of {damaged}" in out
+    assert f"metadata.json is missing: step {saved} is used instead of {damaged}" in out
     assert f"8 x cpu, from step {saved}" in out
     assert "CANNOT SAVE" not in out, "the other, which has not looked, would have it for saved"
     assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {str(damaged), f"{damaged}.damaged"}
@@ -132,7 +132,7 @@ def test_two_processes_with_nothing_but_damaged_checkpoints_both_say_so(one, env
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [2, 2], said
     assert "all are damaged: 10: metadata.json is missing; 20: metadata.json is missing" in said[0]
-    assert "error: --workdir: process 0 says why" in said[1]
+    assert "error: --workdir: process 0 failed, see its error" in said[1]
 
 
 def free_port():

@@ -80,7 +80,7 @@ def test_all_processes_have_what_the_first_finds_and_only_the_first_prints(start
     both = [start(code, address, number) for number in range(2)]
     printed, said = zip(*(process.communicate(timeout=60) for process in both), strict=True)
     assert said[0].splitlines()[-2:] == ["integer division or modulo by zero", "1230"]
-    assert said[1].splitlines()[-2:] == ["process 0 says why", "1230"]
+    assert said[1].splitlines()[-2:] == ["process 0 failed, see its error", "1230"]
     printed = [[line for line in lines.splitlines() if not line.startswith("[Gloo]")] for lines in printed]
     assert printed == [["first"], ["process 1 of 2: process 0 prints for all"]]
 

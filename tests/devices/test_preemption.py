@@ -35,8 +35,8 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(number):
     assert out == ""
     name = signal.Signals(number).name
     first, second = said.splitlines()
-    assert first == f"{name}: it ends after the steps under way and a save; once more to end at once"
-    assert second == f"{name}: ended at once"
+    assert first == f"{name}: finishing the current steps and saving; send it again to end immediately"
+    assert second == f"{name}: ended immediately"
 
 
 def test_afterwards_signals_do_what_they_did_before():

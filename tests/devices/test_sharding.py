@@ -48,8 +48,8 @@ def test_exceptions_go_by_name_the_first_before_the_others():
 @pytest.mark.parametrize(
     ("axes", "said"),
     [
-        ([("kernle", 0)], "found in the path of an array first, received 'kernle'"),
-        ([("params", None), ("kernel", 2)], "first, received 'kernel'"),
+        ([("kernle", 0)], "the first to match some array, received 'kernle'"),
+        ([("params", None), ("kernel", 2)], "some array, received 'kernel'"),
         ([("kernel", 0)], r"axis that 8 devices divide, received 0 for params/kernel of \(3, 3, 64, 128\)"),
         ([("kernel", 4)], "received 4 for params/kernel"),
         ([("step", 0)], "received 0 for step"),

@@ -62,7 +62,7 @@ def test_one_that_is_asked_for_is_found(tmp_path):
         with pytest.raises(ValueError, match=r"expected best or one of \[0, 1, 2\] in .*, received 3"):
             checkpoints.find(3)
         (tmp_path / "1" / "metadata.json").write_text("{}")
-        with pytest.raises(ValueError, match=r"expected one that is as it was written, .*metadata\.json"):
+        with pytest.raises(ValueError, match=r"expected an intact one, .*metadata\.json"):
             checkpoints.find(1)
     with pytest.raises(ValueError, match=r"one of \[\] in .*, received best"):
         Checkpoints(tmp_path / "empty").find("best")
@@ -142,9 +142,9 @@ def test_whichever_file_is_damaged_the_one_before_is_taken_and_it_is_said(tmp_pa
             assert [checkpoints.latest, checkpoints.latest] == [5, 5], "and it is said once"
         assert len(said) == 1, said
         assert f"checkpoint {folder}/10 is damaged, " in said[0]
-        assert "step 5 is taken instead of 10" in said[0]
+        assert "step 5 is used instead of 10" in said[0]
         if damage is flip and file.name != "SHA256SUMS":
-            assert f"{file.relative_to('10')} is not as it was written" in said[0]
+            assert f"{file.relative_to('10')} fails its checksum" in said[0]
 
 
 def test_a_damaged_checkpoint_is_set_aside_by_the_next_save(tmp_path):
@@ -210,7 +210,7 @@ def test_a_full_disk_costs_nothing_but_the_save(small_disk):
         assert checkpoints.failed
         assert names(small_disk / "c") == ["1"], "the good one is kept, and what was written of the other removed"
         assert "CANNOT SAVE step 2" in said[-1]
-        assert "the one of step 1 is kept" in said[-1]
+        assert "step 1 is kept" in said[-1]
         assert len(said) == 1
         (small_disk / "other").unlink()
         checkpoints.save(3, checkpoints.copy(3, numbers(3)), {})
@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
         checkpoints.wait()
         assert checkpoints.failed
     assert "CANNOT SAVE step 1" in said[0]
-    assert "there is none before it" in said[0]
+    assert "there is no earlier checkpoint" in said[0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux alone")
@@ -254,7 +254,7 @@ def test_a_copy_that_has_no_room_is_reported(tmp_path):
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
     first, second, third, fourth, fifth = result.stdout.splitlines()
     assert first.startswith("CANNOT SAVE step 2: ")
-    assert first.endswith("; the one of step 1 is kept")
+    assert first.endswith("; step 1 is kept")
     assert fourth.startswith("CANNOT SAVE step 4: ")
     assert (second, third, fifth) == ("2 True True", "3 False True", "4 True True")
     assert names(tmp_path) == ["5"]

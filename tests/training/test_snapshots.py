@@ -59,7 +59,7 @@ def test_an_average_of_another_width_is_the_one_that_was_tracked(finished):
     assert error < 2e-3
     assert np.abs(averages["power_0.1"] - averages["power_0.15"]).max() > 20 * error, "no stored one would do"
     np.testing.assert_allclose(stored["w"], averages["power_0.1"], rtol=1e-4)
-    assert line.startswith("width 0.15 from 24 snapshots, its profile off by 0.")
+    assert line.startswith("width 0.15 from 24 snapshots, relative error of its profile 0.")
 
 
 def test_no_more_is_known_than_a_checkpoint_at_its_time(finished, tmp_path):
