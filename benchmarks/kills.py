@@ -105,7 +105,7 @@ def main(kills: int, seed: int, folder: pathlib.Path) -> None:
         wait_for_moment(process, killed, "step", rng)
         code, said = end(process, polite)
         assert code == 128 + polite, f"exit code {code}: {said}"
-        assert "is saved; the same command again goes on" in said, said
+        assert "is saved; repeat the command to resume" in said, said
     process = start(killed, num_steps)
     _, said = process.communicate()
     assert process.returncode == 0, said

@@ -1,4 +1,4 @@
-"""How likely a model finds images: each image once, whatever the batch and the number of devices."""
+"""Likelihood of held-out images, each evaluated once, independently of the batch size and the number of devices."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ddpm_jax.devices import compiler, sharding
 from ddpm_jax.schedules import HasLevels, Schedule, log_snr_range
 
 DenoiseOf = Callable[[jax.Array | None], Denoise]
-"""Labels [B], None for images without -> the Denoise that is told of them."""
+"""Labels [B], or None for unlabelled images -> the Denoise conditioned on them."""
 PerImage = Callable[[jax.Array, jax.Array, jax.Array | None], dict[str, jax.Array]]
-"""(uint8 [B, H, W, C], ids [B], labels [B] or None) -> results, each [B, ...]; those of image i depend on what is its own."""
+"""(uint8 [B, H, W, C], ids [B], labels [B] or None) -> results [B, ...], each of which depends on its own inputs alone."""
 
 
 def bound(
@@ -31,7 +31,7 @@ def bound(
     ids: jax.Array,
     labels: jax.Array | None,
 ):
-    """`likelihood.bound` of images, as PerImage: `prior` [B], `terms` [B, T], `mse` [B, T]."""
+    """`likelihood.bound` as a PerImage: `prior` [B], `terms` [B, T], `mse` [B, T]."""
     return likelihood.bound(key, schedule, denoise_of(labels), images.to_float(image), variance, ids=ids)._asdict()
 
 
@@ -45,10 +45,10 @@ def ode_nll(
     ids: jax.Array,
     labels: jax.Array | None,
 ):
-    """`likelihood.ode_log_likelihood` of dequantised images, as PerImage: `bits_per_dimension` [B].
+    """`likelihood.ode_log_likelihood` of dequantised images as a PerImage: `bits_per_dimension` [B].
 
-    As Song et al. 2020 do, the images are given uniform noise over a grey value's width, and taken for the process's least
-    noisy level.
+    As in Song et al. 2020, the images get uniform noise of one intensity level's width, and are treated as samples at the
+    least noisy level of the process.
     """
     dequantise = keys.per_example(keys.stream(key, "dequantise"), ids)
     x = images.to_float(image) + (keys.draw(jax.random.uniform, dequantise, image.shape[1:]) - 0.5) / 127.5
@@ -62,26 +62,26 @@ def ode_nll(
 def in_batches(
     per_image: PerImage, source: Source, mesh: Mesh, batch_size: int, num: int, say: Callable[[str], None] = lambda line: None
 ) -> Callable[[int], dict]:
-    """Makes what measures batch number n of the first num images of a source.
+    """Makes a function that evaluates batch number n of the first num images of a source.
 
     Args:
-        per_image: What is measured.
+        per_image: The function to evaluate.
         source: The images.
-        mesh: The devices, among which a batch is divided.
-        batch_size: Images a batch; the last may hold fewer.
-        num: How many images there are.
-        say: Told how long it took to compile.
+        mesh: The devices, over which a batch is sharded.
+        batch_size: Images per batch; the last may have fewer.
+        num: Number of images.
+        say: Prints the compile time.
 
     Returns:
-        n -> the results of its images, each [up to batch_size, ...]. What fills a batch up so that all have one shape that
-        the devices divide is measured, and left out.
+        n -> the results of its images, each [up to batch_size, ...]. Batches are padded to one shape that the devices divide,
+        and the results of the padding are dropped.
     """
     compiled = compiler.compiled(jax.jit(per_image, compiler_options=compiler.compiler_options()), "the measurement", say)
-    filled = math.ceil(batch_size / mesh.size) * mesh.size
+    padded = math.ceil(batch_size / mesh.size) * mesh.size
 
     def measure(batch: int) -> dict[str, np.ndarray]:
         ids = np.arange(batch * batch_size, min((batch + 1) * batch_size, num))
-        all_ids = np.resize(ids, filled)
+        all_ids = np.resize(ids, padded)
         items = [source[int(i)] for i in all_ids]
         placed = sharding.put_batch(
             mesh, {name: np.stack([item[name] for item in items]) for name in items[0]} | {"ids": all_ids.astype(np.int32)}
@@ -93,7 +93,7 @@ def in_batches(
 
 
 def sums(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What is kept of a batch of `bound`: bits per dimension of every image, and sums over the batch of each term."""
+    """Summarizes a batch of `bound`: bits per dimension of every image, and the sum of each term over the batch."""
     total = measured["prior"] + measured["terms"].sum(axis=1, dtype=np.float64)
     return {
         "bits_per_dimension": total,
@@ -104,6 +104,6 @@ def sums(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean of [N] values and its standard error, nan for one value."""
+    """The mean of values [N] and its standard error, which is nan for one value."""
     error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return float(values.mean()), float(error)

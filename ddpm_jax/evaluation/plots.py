@@ -1,4 +1,4 @@
-"""Figures of an evaluation, as PNG; needs matplotlib, the extra `plot`."""
+"""Plots of evaluations, as PNG; needs matplotlib, from the extra `plot`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 
 def save(path: str | os.PathLike[str], draw: Callable[[Any], None]) -> None:
-    """Lets `draw` fill a matplotlib Figure, and writes it.
+    """Draws into a new matplotlib Figure with `draw`, and writes it.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure  # no window, no state
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     draw(figure)
@@ -23,17 +23,17 @@ def save(path: str | os.PathLike[str], draw: Callable[[Any], None]) -> None:
 
 
 def terms(figure: Any, result: dict[str, Any]) -> None:
-    """The terms of the bound over t, as in figure 2 of Nichol & Dhariwal 2021, and their sum from the data on."""
+    """The terms of the bound over t, as in figure 2 of Nichol & Dhariwal 2021, and their cumulative sum."""
     each = np.maximum(result["terms"], 1e-12)
-    one, all_so_far = figure.subplots(1, 2)
-    one.loglog(np.arange(1, len(each) + 1), each)
-    one.set(xlabel="t + 1", ylabel="bits/dim of the step")
-    all_so_far.plot(np.arange(1, len(each) + 1), np.cumsum(each))
-    all_so_far.set(xlabel="t + 1", ylabel="bits/dim of all steps up to t", ylim=(0, None))
+    single, cumulative = figure.subplots(1, 2)
+    single.loglog(np.arange(1, len(each) + 1), each)
+    single.set(xlabel="t + 1", ylabel="bits/dim of the step")
+    cumulative.plot(np.arange(1, len(each) + 1), np.cumsum(each))
+    cumulative.set(xlabel="t + 1", ylabel="bits/dim of all steps up to t", ylim=(0, None))
 
 
 def rate_distortion(figure: Any, result: dict[str, Any]) -> None:
-    """Distortion over rate, and both over time, as in figures 5 and 6 of Ho et al. 2020."""
+    """Distortion over rate, and both over reverse steps, as in figures 5 and 6 of Ho et al. 2020."""
     by_rate, by_time, rate_by_time = figure.subplots(1, 3)
     received = np.arange(len(result["rate"]), 0, -1)
     by_rate.plot(result["rate"], result["distortion"])
@@ -45,7 +45,7 @@ def rate_distortion(figure: Any, result: dict[str, Any]) -> None:
 
 
 def histogram(figure: Any, result: dict[str, Any]) -> None:
-    """How bits/dim are spread over the images."""
+    """The distribution of bits/dim over the images."""
     axes = figure.subplots()
     axes.hist(result["bits_per_dimension"], bins=40)
     axes.axvline(result["bpd"], color="black", linewidth=1)

@@ -1,4 +1,4 @@
-"""What train.py trains, as Objectives: one file per kind."""
+"""Objectives that train.py can train, one file per kind."""
 
 from ddpm_jax.objectives.diffusion import diffusion
 

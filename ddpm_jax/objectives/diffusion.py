@@ -34,7 +34,7 @@ def diffusion(
 ) -> Objective:
     """Makes the Objective.
 
-    Everything random (noise level, noise, flip, dropout, dropped labels) follows from (key, step, global example index).
+    All randomness (time, noise, flip, dropout, dropped labels) follows from (key, step, global example index).
 
     Args:
         network: Called as network(x_t [B, H, W, C], t [B], train=True, dropout_keys=keys [B]), with labels [B] after t if
@@ -43,16 +43,16 @@ def diffusion(
         loss: (key, predict, x0, ids, t) -> losses [B].
         draw_times: (key, memory, ids) -> t and the weights of their losses, each [B].
         num_times: T, or 1 in continuous time; for the metrics.
-        preview: As for Objective.
-        memory: The LossHistory of importance sampling, empty; () without.
-        num_classes: The number of classes of the batches' `label`, which is also the label of the unconditional model; None
-            to train without labels.
-        label_dropout: Probability that an example's label is dropped, for classifier-free guidance (Ho & Salimans 2022).
-        random_flip: Whether images are mirrored at random.
+        preview: Same as for Objective.
+        memory: An empty LossHistory for importance sampling, else ().
+        num_classes: Number of classes of the batches' `label`, also used as the label of the unconditional model; None to
+            train without labels.
+        label_dropout: Label dropout probability, for classifier-free guidance (Ho & Salimans 2022).
+        random_flip: Whether to flip images horizontally at random.
 
     Returns:
         The Objective, for batches of `image`, uint8 [B, H, W, C], and `label` [B] if there are classes. Its metrics are the
-        losses by quartiles of the times.
+        losses by timestep quartile.
     """
 
     def init(key: jax.Array) -> Any:
@@ -72,25 +72,25 @@ def diffusion(
         if num_classes is not None:
             inputs = (drop_labels(keys.per_example(key_of("label"), ids), batch["label"], label_dropout, num_classes),)
 
-        # The network, and its loss at random times.
+        # The network's loss at random times.
         dropout_keys = keys.per_example(key_of("dropout"), ids)
 
         def predict(x_t: jax.Array, t: jax.Array) -> Any:
             return network.apply(params, x_t, t, *inputs, train=True, dropout_keys=dropout_keys)
 
         t, weights = draw_times(key_of("loss"), memory, ids)
-        found = loss(key_of("loss"), predict, x0, ids, t)
-        return found, weights, _by_quartile(t, found, num_times), (t, found) if has_memory else ()
+        values = loss(key_of("loss"), predict, x0, ids, t)
+        return values, weights, _by_quartile(t, values, num_times), (t, values) if has_memory else ()
 
-    def remember(memory: Any, noted: Any) -> Any:
-        return timesteps.remember(memory, *noted) if has_memory else memory
+    def remember(memory: Any, observed: Any) -> Any:
+        return timesteps.remember(memory, *observed) if has_memory else memory
 
     has_memory = bool(jax.tree.leaves(memory))
     return Objective(init, losses, preview, remember, memory=memory)
 
 
 def init_params(key: jax.Array, network: Network, image_shape: Sequence[int]) -> Any:
-    """The network's parameters before training.
+    """The initial parameters of a network.
 
     Args:
         key: A typed key.
@@ -98,16 +98,16 @@ def init_params(key: jax.Array, network: Network, image_shape: Sequence[int]) ->
         image_shape: (H, W, C).
 
     Raises:
-        ValueError: images that the network cannot take.
+        ValueError: the network does not support images of this shape.
     """
     return network.init(keys.stream(key, "init"), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32))
 
 
 def drop_labels(example_keys: jax.Array, labels: jax.Array, probability: float, none: int) -> jax.Array:
-    """Replaces negative labels, and each other one with the given probability, by the label of the unconditional model.
+    """Replaces negative labels, and every other label with a given probability, by the label of the unconditional model.
 
     Args:
-        example_keys: Typed keys [B]; label i is dropped or kept by key i.
+        example_keys: Typed keys [B], one per example.
         labels: Integers [B].
         probability: In [0, 1].
         none: The label of the unconditional model.
@@ -120,6 +120,6 @@ def drop_labels(example_keys: jax.Array, labels: jax.Array, probability: float, 
 
 
 def _by_quartile(t: jax.Array, losses: jax.Array, num_times: float) -> Metrics:
-    """The sums of losses [B] over the quartiles of the times, and how many there were."""
+    """The sum and the number of the losses [B] in each timestep quartile."""
     bins = jnp.minimum(t * QUARTILES / num_times, QUARTILES - 1).astype(jnp.int32)
     return {f"loss_q{i}": (jnp.sum(losses, where=bins == i), jnp.sum(bins == i)) for i in range(QUARTILES)}

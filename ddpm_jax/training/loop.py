@@ -1,4 +1,4 @@
-"""The training loop: step, log, draw, save."""
+"""The training loop: step, log, sample, save."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ddpm_jax.training.step import TrainStep, multi_step
 
 HostBatch = dict[str, np.ndarray]
 Hook = tuple[int, Callable[[int, Any], None]]
-"""(every so many steps, function(step, params)); params are an average of the parameters, on every device."""
+"""(interval in steps, function(step, params)); params are an EMA of the parameters, on every device."""
 
 MAX_DISPATCH_SECONDS = 2.0
-"""Seconds of steps per dispatch at most: a signal is answered after the dispatch under way and the one queued behind it."""
+"""Maximum duration of a dispatch: a signal is answered after the current one and the one queued behind it."""
 
 
 def train(
@@ -47,32 +47,33 @@ def train(
     frozen: Any = (),
     steps_per_call: int = 1,
 ) -> TrainState:
-    """Trains until num_steps; returns at once if that is reached already.
+    """Trains until num_steps; returns immediately if that step is already reached.
 
-    The metrics of a dispatch are read while the devices run the next one, except before something is drawn or saved.
+    The metrics of a dispatch are read while the devices run the next one, except before sampling and saving.
 
     Args:
-        state: Where to start; its buffers are donated.
+        state: The state to start from; its buffers are donated.
         train_step: From `make_train_step`, not compiled.
-        batches: Batches from number `state.step` on.
+        batches: The batches, starting with number `state.step`.
         mesh: The devices.
         num_steps: The step to stop at.
-        log: Takes the metrics.
-        saver: Saves states, when they are due and at the end.
-        snapshots: Saves averages when they are due.
-        preemption: Asked after each dispatch whether to save and end.
-        hooks: Called when they are due and at step num_steps, before the state is saved: to draw, to evaluate.
-        average: The average that hooks are given, by name; None for the parameters themselves.
-        frozen: The Objective's, on the devices.
-        steps_per_call: Training steps per dispatch; divides the intervals of lines, saves, snapshots and hooks, since
-            nothing happens within a dispatch.
+        log: Collects the metrics.
+        saver: Saves states when they are due and at the end.
+        snapshots: Saves EMAs when they are due.
+        preemption: Polled after each dispatch, for a signal to save and end.
+        hooks: Called when they are due and at step num_steps, before the state is saved: to sample, to evaluate.
+        average: The name of the EMA passed to the hooks; None for the parameters themselves.
+        frozen: The frozen arrays of the Objective, on the devices.
+        steps_per_call: Training steps per dispatch. Must divide the intervals of logging, saves, snapshots and hooks, since
+            the host does nothing within a dispatch.
 
     Returns:
         The last state.
 
     Raises:
-        FloatingPointError: the loss or the gradient was not finite in too many steps in a row.
-        EarlyExit: a signal came, a batch could not be read, or the last state could not be saved; all else is saved first.
+        FloatingPointError: the loss or the gradient was not finite in too many consecutive steps.
+        EarlyExit: a signal came, a batch could not be read, or the last state could not be saved. The state is saved first,
+            if possible.
     """
     step = int(state.step)
     if step >= num_steps:
@@ -81,17 +82,18 @@ def train(
     compiled = compile_step(multi_step(train_step), state, feed.put(), frozen, mesh, log.terminal.say)
 
     log.start_clock()
-    previous = None  # the dispatch whose metrics have not been read
+    unlogged = None  # the dispatch whose metrics have not been read
     for dispatch in itertools.count():
-        # Step: dispatch the next batches, and read those that follow.
+        # Step.
         state, metrics = compiled(state, feed.put(), frozen)
-        if previous is not None:
-            log.add_dispatch(*previous)
-        began = time.perf_counter()
         step, num = step + len(feed.queued), len(feed.queued)
-        previous = step, num, metrics
+
+        # Log the dispatch before, and read the next batches, while the devices run this one.
+        if unlogged is not None:
+            log.add_dispatch(*unlogged)
+        unlogged = step, num, metrics
         if dispatch == 1:  # not the first, which takes longer
-            feed.measure(began, metrics)
+            feed.measure(time.perf_counter(), metrics)
         with log.waiting_for_data():
             feed.read(step)
         ending = not feed.queued or preemption.should_stop(dispatch)
@@ -99,9 +101,9 @@ def train(
         if not (ending or due or snapshots.is_due(step) or saver.is_due(step)):
             continue
 
-        # Log, draw, save: in this order, since a run killed between the last two would not come back to draw.
-        log.add_dispatch(*previous)
-        previous = None
+        # Log this dispatch too, then sample, then save: a run killed before the save resumes earlier and samples again.
+        log.add_dispatch(*unlogged)
+        unlogged = None
         with log.paused_clock():
             if due:
                 _call(due, step, sharding.replicate(mesh, state.params if average is None else state.ema[average]))
@@ -117,12 +119,13 @@ def train(
 
 
 def _call(hooks: Sequence[Callable[[int, Any], None]], step: int, params: Any) -> None:
+    """Calls the hooks; a function of its own, so that the copy of the parameters is freed when it returns."""
     for hook in hooks:
         hook(step, params)
 
 
 def _raise_if_incomplete(step: int, num_steps: int, no_data: EarlyExit | None, number: int | None, is_saved: bool) -> None:
-    how = f"step {step} is {'saved' if is_saved else 'NOT SAVED'}; the same command again goes on"
+    how = f"step {step} is {'saved' if is_saved else 'NOT SAVED'}; repeat the command to resume"
     if no_data is not None:
         raise EarlyExit(f"{no_data}; {how}", no_data.code)
     if step < num_steps and number is not None:
@@ -132,11 +135,11 @@ def _raise_if_incomplete(step: int, num_steps: int, no_data: EarlyExit | None, n
 
 
 class _Feed:
-    """The batches of the next dispatch, at first those after a step; raises EarlyExit if there are none.
+    """Reads the batches of the next dispatch and puts them on the devices; raises EarlyExit if there is not even a first.
 
     Attributes:
-        ahead: The batches.
-        ended: Why there are no more, or None.
+        queued: The batches of the next dispatch.
+        ended: The error that ended the data, or None.
     """
 
     def __init__(self, batches: Iterator[HostBatch], mesh: Mesh, step: int, num_steps: int, steps_per_call: int):
@@ -148,7 +151,7 @@ class _Feed:
             raise self.ended
 
     def read(self, step: int) -> None:
-        """Reads the batches after a step: up to the next multiple of steps_per_call, or fewer if a step takes long."""
+        """Queues the batches after a step: up to the next multiple of steps_per_call, or fewer if steps are slow."""
         self.queued: list[HostBatch] = []
         until = min(self._num_steps, (step // self._steps_per_call + 1) * self._steps_per_call, step + self._most)
         if self.ended is not None:
@@ -156,20 +159,20 @@ class _Feed:
         try:
             while len(self.queued) < until - step:
                 self.queued.append(next(self._batches))
-        except (Exception, SystemExit) as error:  # whatever a source raises, or ends its thread with
-            if jax.process_count() > 1:  # this process cannot tell the others in time
+        except (Exception, SystemExit) as error:  # any error of the source, or the exit of its thread
+            if jax.process_count() > 1:  # the others cannot be informed in time
                 raise
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             self.ended = EarlyExit(f"cannot read the batch of step {step + len(self.queued) + 1}: {why}", 1)
 
     def put(self) -> Any:
-        """Brings the batches to the devices: stacked, the last one repeated to fill up, and how many they are."""
+        """Puts the queued batches on the devices: stacked, padded by repeating the last one, and their number."""
         filled = self.queued + self.queued[-1:] * (self._steps_per_call - len(self.queued))
         rows = {name: np.stack([batch[name] for batch in filled]) for name in filled[0]}
         return sharding.put_batch(self._mesh, rows, axis=1), sharding.put_number(self._mesh, len(self.queued))
 
     def measure(self, began: float, metrics: Any) -> None:
-        """Waits for a dispatch, and from then on has as many steps in one as fit into `MAX_DISPATCH_SECONDS`."""
+        """Waits for a dispatch, and limits the later ones to the steps that fit into `MAX_DISPATCH_SECONDS`."""
         if self._steps_per_call > 1:
             jax.block_until_ready(metrics)
             seconds = (time.perf_counter() - began) / len(self.queued)
@@ -183,10 +186,10 @@ def largest_dispatch(steps_per_call: int, seconds: float) -> int:
 
 
 def default_steps_per_call(intervals: Collection[int]) -> int:
-    """Training steps per dispatch: up to ten on accelerators, as many as divide the intervals of lines, saves and the like.
+    """Training steps per dispatch: 1 on CPU; on accelerators the largest number up to 10 that divides all intervals.
 
-    CIFAR-10 then trains 1.25 times as fast on a GPU, whose host does not keep up step by step. One on CPU, where the gradient
-    of a convolution is 20 times slower within a loop.
+    With 10, CIFAR-10 trains 1.25 times as fast on a GPU whose host cannot keep up with single steps. On CPU, the gradient of a
+    convolution is 20 times slower inside a loop.
     """
     most = 1 if jax.default_backend() == "cpu" else 10
     return max(n for n in range(1, most + 1) if math.gcd(*intervals) % n == 0)
@@ -200,14 +203,14 @@ def compile_step(
     mesh: Mesh,
     say: Callable[[str], None] = lambda line: None,
 ) -> jax.stages.Compiled:
-    """Compiles the step, or several, with the state donated; all arguments stay placed as they are.
+    """Compiles one or more training steps, with the state donated; all arguments keep their shardings.
 
     Args:
         train_step: From `make_train_step` or `multi_step`.
-        state: A state, on the mesh, or its shapes with shardings.
-        batch, frozen: Its other arguments, likewise.
+        state: A state on the mesh, or its shapes with shardings.
+        batch, frozen: The other arguments, also arrays or shapes with shardings.
         mesh: The devices.
-        say: Receives lines: how long it took, and memory and FLOPs of a step.
+        say: Prints a line: the compile time, then memory and FLOPs of a step.
     """
     began = time.perf_counter()
     placed = jax.tree.map(lambda a: a.sharding, (state, batch, frozen))

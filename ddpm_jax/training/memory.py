@@ -9,20 +9,20 @@ from ddpm_jax.training.state import TrainState
 
 
 def describe(state: TrainState, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> str:
-    """One line: what each device holds between steps and needs during one, and the operations of a step on all of them.
+    """One line: the state on each device, the temporary memory of a step, and its FLOPs on all devices together.
 
     Args:
         state: The state, or its shapes with shardings.
-        lowered: The step, before it is compiled; loops count once.
-        compiled: The step.
+        lowered: The step before compilation; loop bodies are counted once.
+        compiled: The compiled step.
     """
-    held = {"parameters": state.params, "optimizer": state.opt_state, "averages": state.ema}
-    shares = ", ".join(f"{name} {_bytes(sharding.bytes_per_device(tree))}" for name, tree in held.items())
+    trees = {"parameters": state.params, "optimizer": state.opt_state, "averages": state.ema}
+    sizes = ", ".join(f"{name} {_bytes(sharding.bytes_per_device(tree))}" for name, tree in trees.items())
     memory, cost = compiled.memory_analysis(), lowered.cost_analysis()
-    needed = "" if memory is None else f"; during a step {_bytes(memory.temp_size_in_bytes)} more"
-    flops = (cost or {}).get("flops")
-    operations = "" if flops is None else f"; {flops:.3g} floating-point operations a step"
-    return f"each device holds {shares}{needed}{operations}"
+    temporary = "" if memory is None else f"; during a step {_bytes(memory.temp_size_in_bytes)} more"
+    flops = None if cost is None else cost.get("flops")
+    operations = "" if flops is None else f"; {flops:.3g} floating-point operations per step"
+    return f"each device holds {sizes}{temporary}{operations}"
 
 
 def _bytes(count: float) -> str:

@@ -1,4 +1,4 @@
-"""The norm of a tree of arrays, and clipping by it."""
+"""Global norm and gradient clipping."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import optax
 
 
 def norm(tree: Any) -> jax.Array:
-    """The square root of the sum of all squares of a tree of arrays, a float32 scalar.
+    """The global L2 norm of a tree of arrays, a float32 scalar.
 
-    Arrays of one shape are added up before the sum: a network has hundreds of arrays of few shapes, and a sum of its own for
-    each would take longer to begin than to compute.
+    The squares of arrays of one shape are added before they are reduced: a network has hundreds of arrays in a few shapes, and
+    a reduction for each would cost more in launches than in arithmetic.
     """
     squares: dict[tuple[int, ...], list[jax.Array]] = {}
     for a in jax.tree.leaves(tree):
@@ -22,10 +22,10 @@ def norm(tree: Any) -> jax.Array:
 
 
 def clip(limit: float) -> optax.GradientTransformation:
-    """Scales gradients whose norm is above the limit down to it (Pascanu et al. 2013, arXiv 1211.5063); inf for no limit."""
+    """Clips gradients by their global norm (Pascanu et al. 2013, arXiv 1211.5063); inf for no limit."""
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
-        share = jnp.minimum(1, limit / norm(updates))
-        return jax.tree.map(lambda a: (a * share).astype(a.dtype), updates), state
+        scale = jnp.minimum(1, limit / norm(updates))
+        return jax.tree.map(lambda a: (a * scale).astype(a.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

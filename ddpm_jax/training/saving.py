@@ -1,4 +1,4 @@
-"""When a run is saved, and the retry policy for saves that fail."""
+"""When to save, and the retry policy for failed saves."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ddpm_jax.training.metrics import MetricLog
 from ddpm_jax.training.state import TrainState
 
 TRIES, PAUSE = 3, 5.0
-"""How often the last save of a run is tried, and how many seconds apart."""
+"""Attempts at the last save of a run, and the seconds between them."""
 
 
 class Saver:
-    """Saves states with the record of the run.
+    """Saves training states together with the sums of the metric log.
 
-    Several processes save together, and none knows whether another has failed: then nothing is tried again.
+    Multiple processes save together, and none knows whether another has failed, so that they do not retry.
 
     Args:
-        checkpoints: Where to.
-        log: Its lines are on the disk before the checkpoint is, and its sums are part of it.
-        metadata: JSON to keep beside the arrays.
-        every: Steps between saves. A save that failed is tried again after a tenth of them.
+        checkpoints: The checkpoints of the run.
+        log: Its lines are written to disk before each checkpoint, and its sums are part of the checkpoint.
+        metadata: JSON to store beside the arrays.
+        every: Steps between saves. A failed save is retried after a tenth of them.
     """
 
     def __init__(self, checkpoints: Checkpoints, log: MetricLog, metadata: dict[str, Any], every: int):
@@ -38,12 +38,12 @@ class Saver:
         return step % self._every == 0 or (again and step - self._tried >= self._every // 10)
 
     def save(self, step: int, state: TrainState, is_last: bool = False) -> None:
-        """Begins to save; a failure is reported, then or later, and training may go on.
+        """Begins to save; a failure is reported, now or later, and training may continue.
 
         Args:
-            step: The state's.
-            state: Copied first, since the next step will overwrite it.
-            is_last: Whether there is no next step, and no copy.
+            step: The step of the state.
+            state: Copied first, because the next step will overwrite it.
+            is_last: Whether there is no next step, so that no copy is needed.
         """
         self._tried = step
         parts = state.parts() if is_last else self._checkpoints.copy(step, state.parts())
@@ -60,10 +60,10 @@ class Saver:
         self._checkpoints.save(step, parts, metadata, self._log.loss_since_save())
 
     def finish(self, step: int, state: TrainState) -> bool:
-        """Waits until the last state is saved; if that fails, tries again.
+        """Waits until the last state is saved, with retries.
 
         Returns:
-            Whether it is.
+            Whether it is saved.
         """
         for _ in range(TRIES - 1 if self._alone else 0):
             self._checkpoints.wait()

@@ -13,11 +13,11 @@ from ddpm_jax.training.objective import Objective
 
 
 class Skipped(NamedTuple):
-    """How many steps changed nothing, since their loss or gradient was not finite.
+    """Counts of skipped steps, whose loss or gradient was not finite.
 
     Attributes:
-        total: All of them, int32 scalar.
-        in_a_row: The last ones without another between, int32 scalar.
+        total: All skipped steps, int32 scalar.
+        in_a_row: Consecutive skipped steps up to now, int32 scalar.
     """
 
     total: jax.Array
@@ -25,15 +25,15 @@ class Skipped(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that changes in training; all randomness follows from the seed and the step.
+    """Everything that training changes; all randomness follows from the seed and the step.
 
     Attributes:
-        step: How many steps were taken, int32 scalar; also the number of the next batch.
+        step: Number of steps taken, int32 scalar; also the number of the next batch.
         params: The parameters.
-        opt_state: The optimizer's state.
+        opt_state: The state of the optimizer.
         ema: Moving averages of params, by name.
-        skipped: The steps that changed nothing.
-        history: What the Objective remembers, such as the loss history of importance sampling; () if nothing.
+        skipped: Counts of skipped steps.
+        history: The memory of the Objective, such as the loss history of importance sampling; () if it has none.
     """
 
     step: jax.Array
@@ -44,13 +44,13 @@ class TrainState(NamedTuple):
     history: Any = ()
 
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint holds, by name: everything that is not empty, and each average for itself."""
+        """The parts of a checkpoint by name: every field that is not empty, and each average separately."""
         averages = {f"ema_{name}": average for name, average in self.ema.items()}
         return {name: part for name, part in self._asdict().items() if name != "ema" and jax.tree.leaves(part)} | averages
 
     @classmethod
     def from_parts(cls, parts: dict[str, Any]) -> TrainState:
-        """The state that has these `parts`."""
+        """The inverse of `parts`."""
         averages = {name.removeprefix("ema_"): part for name, part in parts.items() if name.startswith("ema_")}
         return cls(**{name: part for name, part in parts.items() if not name.startswith("ema_")}, ema=averages)
 
@@ -62,9 +62,9 @@ def init_state(
 
     Args:
         key: A typed key.
-        objective: What will be trained.
+        objective: The objective to minimise.
         optimizer: Its optimizer.
-        averages: The names of the averages of the parameters.
+        averages: The names of the moving averages of the parameters.
     """
     return state_from_params(objective.init(key), optimizer, averages, objective.memory)
 
@@ -72,8 +72,8 @@ def init_state(
 def state_from_params(
     params: Any, optimizer: optax.GradientTransformation, averages: Iterable[str] = ("decay",), history: Any = ()
 ) -> TrainState:
-    """The state that training starts from with given parameters, its averages copies of them."""
-    step, total, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # no two of them one buffer, for donation
+    """The state before the first step, with given parameters; the averages are copies of them."""
+    step, total, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # separate buffers, for donation
     copies = {name: jax.tree.map(jnp.copy, params) for name in averages}
     return TrainState(step, params, optimizer.init(params), copies, Skipped(total, in_a_row), history)
 

@@ -1,4 +1,4 @@
-"""One training step: the gradient of an Objective, and what it does to the training state."""
+"""One training step: the gradient of an Objective and the update of the training state."""
 
 from __future__ import annotations
 
@@ -32,44 +32,45 @@ def make_train_step(
 ) -> TrainStep:
     """Makes the training step; the caller compiles it, with the state donated.
 
-    A step whose loss or gradient is not finite changes nothing but the step count and the count of skipped steps.
+    A step whose loss or gradient is not finite is skipped: it changes only the counts of steps and of skipped steps.
 
     Args:
-        key: A typed key, the run's seed.
-        objective: What is minimised.
+        key: A typed key, from the seed of the run.
+        objective: The objective to minimise.
         optimizer: Turns gradients into updates.
-        learning_rate: The optimizer's, by the number of earlier updates; for the metrics.
-        averages: The decay schedule of each average of the parameters.
-        accumulate: Gradient-accumulation steps: microbatches per batch, each of every n-th example; divides B.
-        gather: Brings sharded parameters together on each device.
+        learning_rate: The optimizer's schedule, by the number of earlier updates; used for the metrics.
+        averages: The schedule of 1 - decay of each moving average of the parameters.
+        accumulate: Gradient-accumulation steps: n microbatches per batch, each of every n-th example; divides B.
+        gather: Gathers sharded parameters on each device.
 
     Returns:
         (state, batch [B, ...], frozen) -> (state, metrics): scalars `loss`, `grad_norm` (before clipping), `param_norm`,
-        `learning_rate`, `is_finite`, `skipped` (in total) and `skipped_in_a_row`; and under `objective` its own metrics,
-        as sums and counts.
+        `learning_rate`, `is_finite`, `skipped` (in total) and `skipped_in_a_row`; and under `objective` the metrics of the
+        Objective, as sums and counts.
     """
 
     def train_step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, dict[str, Any]]:
         def mean_loss(params: Any, batch: Batch, ids: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
-            losses, weights, metrics, noted = objective.losses(
+            losses, weights, metrics, observed = objective.losses(
                 gather(params), key, state.step, batch, ids, frozen, state.history
             )
-            return jnp.mean(weights * losses), (metrics, noted)
+            return jnp.mean(weights * losses), (metrics, observed)
 
-        loss, metrics, noted, gradient = _gradient(mean_loss, state.params, batch, accumulate)
+        # The gradient, and whether the step counts.
+        loss, metrics, observed, gradient = _gradient(mean_loss, state.params, batch, accumulate)
         gradient = row_major(gradient)
         grad_norm = norm(gradient)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         num_updates = state.step - state.skipped.total
 
-        # The parameters move, and each average after them.
+        # Update the parameters, then their averages.
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = _where(is_finite, optax.apply_updates(state.params, updates), state.params)
-        moved = {name: ema.update(state.ema[name], params, num_updates, share) for name, share in averages.items()}
+        moved = {name: ema.update(state.ema[name], params, num_updates, rate) for name, rate in averages.items()}
 
-        # If anything was not finite, all else stays as well.
+        # Skip the step if anything is not finite.
         opt_state, moved = _where(is_finite, (opt_state, moved), (state.opt_state, state.ema))
-        memory = _where(is_finite, objective.remember(state.history, noted), state.history)
+        memory = _where(is_finite, objective.remember(state.history, observed), state.history)
         skipped = Skipped(state.skipped.total + ~is_finite, jnp.where(is_finite, 0, state.skipped.in_a_row + 1))
         return TrainState(state.step + 1, params, opt_state, moved, skipped, memory), {
             "loss": loss,
@@ -86,15 +87,14 @@ def make_train_step(
 
 
 def multi_step(train_step: TrainStep) -> TrainStep:
-    """Makes one program of several steps, which the host then dispatches at once.
+    """Makes one program of up to K steps, for a single dispatch by the host.
 
     Args:
         train_step: From `make_train_step`.
 
     Returns:
-        (state, (batches [K, B, ...], how many of them to take), frozen) -> (state, metrics [K, ...], zero for steps not
-        taken). The number is an argument, so that one program serves whatever step a run is interrupted at. If K = 1 there
-        is no loop.
+        (state, (batches [K, B, ...], number of them to use), frozen) -> (state, metrics [K, ...], zero for steps not taken).
+        The number is an argument, so that one program serves a run resumed at any step. If K = 1 there is no loop.
     """
     once: TrainStep = jax.jit(train_step, inline=True)  # so that it is traced once
 
@@ -120,30 +120,30 @@ def multi_step(train_step: TrainStep) -> TrainStep:
 def _gradient(
     mean_loss: Callable[..., tuple[jax.Array, tuple[Any, Any]]], params: Any, batch: Batch, num_parts: int
 ) -> tuple[jax.Array, Any, Any, Any]:
-    """The loss, metrics, notes and gradient of a batch, by num_parts microbatches one after another.
+    """The loss, metrics, observations and gradient of a batch, accumulated over num_parts microbatches.
 
-    A microbatch is every num_parts-th example: each device then has its share of it already.
+    A microbatch is every num_parts-th example, so that each device already holds its part of it.
     """
     gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
     ids = jnp.arange(len(jax.tree.leaves(batch)[0]))
     if num_parts == 1:
-        (loss, (metrics, noted)), gradient = gradient_of(params, batch, ids)
-        return loss, metrics, noted, gradient
+        (loss, (metrics, observed)), gradient = gradient_of(params, batch, ids)
+        return loss, metrics, observed, gradient
 
     def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, Any]:
-        total, part = jax.lax.optimization_barrier((total, part))  # XLA finishes one part before it begins another
-        (loss, (metrics, noted)), gradient = gradient_of(params, *part)
-        return jax.tree.map(jnp.add, total, gradient), (loss, metrics, noted)
+        total, part = jax.lax.optimization_barrier((total, part))  # so that XLA computes one part at a time
+        (loss, (metrics, observed)), gradient = gradient_of(params, *part)
+        return jax.tree.map(jnp.add, total, gradient), (loss, metrics, observed)
 
     parts = jax.tree.map(lambda a: a.reshape(-1, num_parts, *a.shape[1:]).swapaxes(0, 1), (batch, ids))
-    unroll = jax.default_backend() == "cpu"  # where the gradient of a convolution is 20 times slower within a loop
-    total, (losses, metrics, noted) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts, unroll=unroll)
+    unroll = jax.default_backend() == "cpu"  # on which the gradient of a convolution is 20 times slower inside a loop
+    total, (losses, metrics, observed) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts, unroll=unroll)
     metrics = jax.tree.map(lambda a: a.sum(axis=0), metrics)
-    noted = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), noted)  # in the order of the batch
-    return jnp.mean(losses), metrics, noted, jax.tree.map(lambda a: a / num_parts, total)
+    observed = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), observed)  # in the order of the batch
+    return jnp.mean(losses), metrics, observed, jax.tree.map(lambda a: a / num_parts, total)
 
 
 def _where(condition: jax.Array, new: T, old: T) -> T:
-    """One tree of arrays or the other."""
+    """`jnp.where` for trees of arrays, with a scalar condition."""
     chosen: T = jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
     return chosen

@@ -91,7 +91,7 @@ def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path)
         processes[1].send_signal(signal.SIGTERM)
         ended = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [143, 143]
-    assert all("ended by SIGTERM; step " in error and " is saved; the same command" in error for _, error in ended)
+    assert all("ended by SIGTERM; step " in error and " is saved; repeat the command" in error for _, error in ended)
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     damaged = saved // 10 * 10 + 10
     shutil.copytree(workdir / "checkpoints" / str(saved), workdir / "checkpoints" / str(damaged))

@@ -267,15 +267,15 @@ def test_too_many_skipped_in_a_row_end_the_run():
 def test_a_signal_ends_the_run_after_the_step_and_a_save():
     error, recorder, saves, drawn = run(ends=7)
     assert isinstance(error, EarlyExit)
-    assert (error.code, str(error)) == (143, "ended by SIGTERM; step 7 is saved; the same command again goes on")
+    assert (error.code, str(error)) == (143, "ended by SIGTERM; step 7 is saved; repeat the command to resume")
     assert (list(saves.sums), drawn, list(recorder.written)) == ([4, 7], [6], [5]), "no line that an unbroken run has not"
     error, *_ = run(ends=7, works=False)
-    assert (error.code, str(error)) == (143, "ended by SIGTERM; step 7 is NOT SAVED; the same command again goes on")
+    assert (error.code, str(error)) == (143, "ended by SIGTERM; step 7 is NOT SAVED; repeat the command to resume")
 
 
 def test_a_last_state_that_is_not_saved_is_an_error():
     error, *_ = run(works=False)
-    assert (error.code, str(error)) == (1, "step 10 is NOT SAVED; the same command again goes on")
+    assert (error.code, str(error)) == (1, "step 10 is NOT SAVED; repeat the command to resume")
 
 
 @pytest.mark.parametrize("error", [OSError("the drive is gone"), SystemExit(3)])

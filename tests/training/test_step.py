@@ -279,7 +279,7 @@ def test_a_frozen_tree_is_an_argument_of_the_step_and_metrics_add_up_over_microb
         found = (batch["x"] * params["w"] - batch["x"] * frozen["w"]) ** 2
         return found, 1.0 + ids, {"error": (found.sum(), jnp.int32(len(ids)))}, {"seen": batch["x"]}
 
-    remember = lambda memory, noted: {"seen": noted["seen"]}  # noqa: E731
+    remember = lambda memory, observed: {"seen": observed["seen"]}  # noqa: E731
     objective = Objective(
         lambda key: {"w": jnp.zeros(())},
         losses,
