@@ -1,4 +1,4 @@
-"""How fast is it beside PyTorch, on this machine? Needs pip install -e ".[bench]".
+"""How fast are training and sampling compared with PyTorch on this machine? Needs pip install -e ".[bench]".
 
     python benchmarks/against_pytorch.py training --model cifar10 --batch-size 8
     python benchmarks/against_pytorch.py training --model cifar10 --batch-size 32
@@ -7,17 +7,17 @@
     python benchmarks/against_pytorch.py ancestral --model digits --batch-size 64
     python benchmarks/against_pytorch.py training --model cifar10 --batch-size 8 --peer lucidrains
 
-The peer is diffusers, whose network is the same: the parameters are counted and must be as many. Or it is lucidrains'
-denoising-diffusion-pytorch, whose own network has as many channels and levels. Step and batch are the same. Each side has a
-process of its own, and they take turns, A B A B; a turn is an uncounted call and then calls for at least a second, of which it
-is the mean, each waited for when the next has begun. The figures are medians of turns, and the ratio the median of the pairs'
-ratios, above 1 where ours is faster. The peer counts by its best variant, chosen by one turn beforehand: eager or compiled,
-channels first or last. On a GPU both sides take it; `--dtype bfloat16` is autocast there, and products of float32 are TF32.
+The peer is diffusers, with the same network (the parameter counts must be equal), or lucidrains' denoising-diffusion-pytorch,
+with its own network of the same channels and resolutions. Step and batch are the same. Each side runs in its own process, and
+they alternate, A B A B. A turn is one uncounted call, then calls for at least a second, whose mean is taken; each call is
+waited for after the next one has started. The times are medians over turns; the ratio is the median of the pairs' ratios,
+above 1 if ours is faster. The peer uses its fastest variant, chosen by one turn beforehand: eager or compiled, channels first
+or last. On a GPU both sides use it; PyTorch runs `--dtype bfloat16` by autocast, and float32 products are TF32.
 
-`share of peak` in training is 3 times the forward pass's multiplications and additions, in the plain form of the network, by
-the time, over the rate of ours or PyTorch's large matrix product, whichever is higher, measured in every pair. `memory` is the
-most that was taken of the GPU's, or without one what the whole process held of the host's in its turns. Sampling divides a
-batch among the cores, as sample.py does; JAX_NUM_CPU_DEVICES=1 in the environment leaves it whole.
+The fraction of peak, in training, is 3 times the FLOPs of the plain network's forward pass, per time, relative to the rate of
+a large matrix product, ours or PyTorch's, whichever is higher, measured in every pair. `memory` is the peak use of the GPU's
+memory or, without a GPU, of the whole process during its turns. Sampling divides a batch among the cores, like sample.py;
+JAX_NUM_CPU_DEVICES=1 in the environment prevents it.
 """
 
 import argparse
@@ -41,7 +41,7 @@ VARIANTS = ("eager", "eager, channels last", "compiled", "compiled, channels las
 
 
 def config_of(options: argparse.Namespace) -> Config:
-    """The config of configs/, without classes, with the batch and the steps asked for."""
+    """The config of configs/, unconditional, with the requested batch size and steps."""
     overrides = {"train.batch_size": options.batch_size, "sample.num": options.batch_size, "network.dtype": options.dtype}
     if options.what != "training":
         overrides["sample.sampler"] = {"ddim": "ddim", "ancestral": "ddpm"}[options.what]
@@ -52,7 +52,7 @@ def config_of(options: argparse.Namespace) -> Config:
 
 
 def best_variant(peer: str, make: str, config: Config, shape: tuple[int, int, int], variants: list[str]) -> tuple[str, Side]:
-    """The fastest of the peer's variants on PyTorch, by one turn."""
+    """The fastest of the peer's PyTorch variants, by one turn."""
     best: tuple[float, str, Side] | None = None
     for variant in variants:
         side = Side(peer, make, config, shape, variant)
@@ -69,21 +69,21 @@ def best_variant(peer: str, make: str, config: Config, shape: tuple[int, int, in
 
 
 def main() -> None:
-    """Measures, prints a table, and keeps the figures where --json says."""
+    """Measures and prints a table; with --json, also writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("training", "ddim", "ancestral"))
     parser.add_argument("--peer", choices=tuple(PEERS), default="diffusers")
     parser.add_argument("--model", choices=tuple(SHAPES), default="cifar10")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20, help="of ddim")
+    parser.add_argument("--steps", type=int, default=20, help="number of DDIM steps")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of PyTorch, to choose among")
-    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="PyTorch variants to choose from")
+    parser.add_argument("--json", help="also write the results to this file")
     options = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"  # or lucidrains' sampler shows a bar
+    os.environ["TQDM_DISABLE"] = "1"  # hides the progress bar of lucidrains' sampler
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
-        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's memory, so that both sides have some
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.45")  # leaves GPU memory for the other side
     config, shape = config_of(options), SHAPES[options.model]
     make = "training" if options.what == "training" else "sampling"
 
@@ -104,25 +104,26 @@ def main() -> None:
     rate = float(np.median(np.max(rates, axis=1)))
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", PEERS[options.peer])}
     huge = "with" if "hugetlb" in os.environ.get("GLIBC_TUNABLES", "") else "without"
-    figures = {
+    results = {
         "what": vars(options), "variant": variant, "parameters": [ours.num_params, theirs.num_params],
         "seconds": seconds.tolist(), "ratio": float(np.median(ratios)), "peak_bytes": peaks,
         "images_per_second": (options.batch_size / medians).tolist(),
         "matmul_flops": np.max(rates, axis=1).tolist(), "cores": os.cpu_count(), "huge_pages": huge,
         "versions": {"python": platform.python_version()} | versions,
     }  # fmt: skip
-    print(f"\n{os.cpu_count()} cores, {huge} huge pages, {figures['versions']}")
+    print(f"\n{os.cpu_count()} cores, {huge} huge pages, {results['versions']}")
     sides = (("ours", ours.num_params), (f"{options.peer}, {variant}", theirs.num_params))
     for (side, num_params), median, peak in zip(sides, medians, peaks, strict=True):
-        share = ""
+        peak_used = ""
         if options.what == "training" and options.model in FORWARD_FLOP and num_params == ours.num_params:
-            share = f"{3 * FORWARD_FLOP[options.model] * options.batch_size / median / rate:9.2f} of {rate / 1e9:.0f} GFLOP/s"
+            fraction = 3 * FORWARD_FLOP[options.model] * options.batch_size / median / rate
+            peak_used = f"{fraction:9.2f} of {rate / 1e9:.0f} GFLOP/s"
         speed = f"{1e3 * median:10.1f} ms{options.batch_size / median:12.2f} images/s"
-        print(f"{side:36}{num_params:12,} parameters{speed}{peak / 2**20:9.0f} MiB memory{share}")
+        print(f"{side:36}{num_params:12,} parameters{speed}{peak / 2**20:9.0f} MiB memory{peak_used}")
     print(f"ours is {np.median(ratios):.2f} times as fast, the median of the pairs {' '.join(f'{r:.2f}' for r in ratios)}")
     if options.json:
         with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
+            json.dump(results, file, indent=1)
     ours.end()
     theirs.end()
 

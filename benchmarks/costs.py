@@ -1,4 +1,4 @@
-"""What does a program cost, how does that grow, and how near is it to what the machine can do?
+"""What does a program cost, how does the cost scale, and how close is it to the machine's limits?
 
     python benchmarks/costs.py training --model cifar10 1 2 4 8 16 32 --vary batch_size
     python benchmarks/costs.py training --model cifar10 32 64 96 128 --vary channels
@@ -7,11 +7,11 @@
     python benchmarks/costs.py sampling --model cifar10 5 10 20 40 --vary steps
     python benchmarks/costs.py sampling --model digits --batch-size 64 1 2 --vary devices
 
-A row for each value, by a process of its own. Operations and bytes are what XLA counts of the compiled program on one device,
-each of a sampler's steps alike; Winograd's form has fewer than the plain one. `least` is the time that they would take at the
-rates measured beside it, whichever is longer: operations as in the product of two large matrices, bytes as in adding to an
-array of 256 MB. What stays in the cache is counted as bytes but not paid as such, so that the time may come below. More devices
-than one are those of the CPU, which share its cores.
+One row per value, each measured in its own process. Operations and bytes are XLA's counts for the compiled program on one
+device, the same for each step of a sampler; Winograd's convolutions have fewer operations than plain ones. `least` is the time
+that the operations or the bytes would take, whichever is longer, at the rates printed beside it: operations as in the product
+of two large matrices, bytes as in adding to an array of 256 MB. Data that stays in the cache counts as bytes but costs no
+memory traffic, so that the measured time may be shorter. Multiple devices are those of the CPU, which share its cores.
 """
 
 import argparse
@@ -28,7 +28,7 @@ VARIED = ("batch_size", "channels", "image_size", "devices", "steps")
 
 
 def config_with(options: argparse.Namespace, value: int) -> tuple[Config, tuple[int, int, int], int]:
-    """The config with the value in its place, the images' shape, and the number of devices."""
+    """The config with the varied value, the images' shape, and the number of devices."""
     if options.vary in vars(options):
         setattr(options, options.vary, value)
     config, (height, width, channels) = config_of(options), SHAPES[options.model]
@@ -40,21 +40,21 @@ def config_with(options: argparse.Namespace, value: int) -> tuple[Config, tuple[
 
 
 def main() -> None:
-    """Measures value after value and prints a table."""
+    """Measures each value and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("training", "sampling"))
     parser.add_argument("values", type=int, nargs="+")
     parser.add_argument("--vary", choices=VARIED, required=True)
     parser.add_argument("--model", choices=tuple(SHAPES), default="cifar10")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10, help="of the sampler, DDIM")
+    parser.add_argument("--steps", type=int, default=10, help="number of DDIM steps")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--turns", type=int, default=5, help="of a second each, of which the median counts")
+    parser.add_argument("--turns", type=int, default=5, help="measurements of a second each; the median is printed")
     options = parser.parse_args()
     if options.what == "sampling":
         options.what = "ddim"
 
-    print(f"{options.vary:>10}  images/s  ms taken  ms least   GFLOP      GB   MiB   GFLOP/s of the most   GB/s of the most")
+    print(f"{options.vary:>10}  images/s  ms taken  ms least   GFLOP      GB   MiB   GFLOP/s of maximum   GB/s of maximum")
     for value in options.values:
         config, shape, num_devices = config_with(options, value)
         os.environ["JAX_NUM_CPU_DEVICES"] = str(num_devices)

@@ -1,17 +1,18 @@
-"""How good are samples of 8x8 digits? Prints four figures beside those of class Gaussians and of real digits.
+"""How good are samples of 8x8 digits? Compares them with class-conditional Gaussians and with real digits.
 
     python sample.py --workdir runs/digits --num 500 --out out/digits500
     python benchmarks/digits_quality.py out/digits500/samples.npz
 
-Compared with scikit-learn's 1,797 real digits, in pixels from 0 to 16:
+All metrics are relative to scikit-learn's 1,797 real digits, in pixels from 0 to 16:
 
     frechet    Frechet distance between Gaussians fitted to the pixels (lower is better)
-    detected   how often an SVC tells the samples from as many real digits, in 5-fold cross-validation (0.5 is chance)
-    confident  share of samples that an SVC trained on 1,200 real digits is sure of; rarest: its share for the rarest class
-    nearest    median distance to the nearest real digit, as a multiple of the real digits' own: below 1 memorised,
-               above 1 off the manifold
+    detected   accuracy of an SVC in a two-sample test against as many real digits, 5-fold cross-validated (0.5 is chance)
+    confident  fraction of samples that an SVC trained on 1,200 real digits classifies with a large margin
+    rarest     fraction of samples in the rarest class, by the same SVC
+    nearest    median distance to the nearest real digit, relative to the real digits' own: below 1 memorised, above 1 off
+               the manifold
 
-With --asked it also says how often that SVC takes a sample for the class that it was asked for: 0, 1, ..., 9 in turn.
+With --asked it also prints the SVC's accuracy on the requested classes: 0, 1, ..., 9 in turn.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def detected(samples: np.ndarray, seed: int = 0) -> float:
-    """Accuracy of an SVC that separates the samples, in whole grey values, from as many random real digits."""
+    """Accuracy of an SVC that separates the samples, rounded to intensity levels, from as many random real digits."""
     rng = np.random.default_rng(seed)
     real = REAL[rng.permutation(len(REAL))[: len(samples)]]
     x = np.concatenate([samples.round(), real])
@@ -46,58 +47,58 @@ def detected(samples: np.ndarray, seed: int = 0) -> float:
 
 @functools.cache
 def classifier() -> SVC:
-    """An SVC of the first 1,200 real digits."""
+    """An SVC trained on the first 1,200 real digits."""
     return SVC(C=10, gamma=0.001).fit(REAL[:1200], LABELS[:1200])
 
 
 def confidence(samples: np.ndarray) -> tuple[float, float]:
-    """The share of samples with a margin above 0.9 between the two top classes, and the share of the rarest class."""
+    """The fraction of samples with a margin above 0.9 between the two top classes, and the fraction in the rarest class."""
     top = np.sort(classifier().decision_function(samples), axis=1)
     counts = np.bincount(classifier().predict(samples), minlength=10)
     return float(np.mean(top[:, -1] - top[:, -2] > 0.9)), float(counts.min() / len(samples))
 
 
 def nearest(samples: np.ndarray) -> float:
-    """Median distance to the nearest real digit, over the real digits' median distance to their nearest other."""
+    """Median distance to the nearest real digit, relative to the median between a real digit and its nearest neighbour."""
     own = np.sort(pairwise_distances(REAL), axis=1)[:, 1]
     return float(np.median(pairwise_distances(samples, REAL).min(axis=1)) / np.median(own))
 
 
 def class_gaussians(num: int, seed: int = 0) -> np.ndarray:
-    """The baseline: one Gaussian a class, clipped to the range of pixels."""
+    """The baseline: one Gaussian per class, clipped to the range of pixels."""
     rng = np.random.default_rng(seed)
-    draws = []
+    samples = []
     for label in rng.integers(10, size=num):
         x = REAL[label == LABELS]
-        draws.append(rng.multivariate_normal(x.mean(0), np.cov(x, rowvar=False)))
-    return np.clip(draws, 0, 16)
+        samples.append(rng.multivariate_normal(x.mean(0), np.cov(x, rowvar=False)))
+    return np.clip(samples, 0, 16)
 
 
 def measure(samples: np.ndarray) -> dict[str, float]:
-    """All figures of samples [N, 64] in 0..16."""
+    """All metrics of samples [N, 64] in 0..16."""
     confident, rarest = confidence(samples)
-    figures = {"frechet": frechet(samples, REAL), "detected": detected(samples), "confident": confident}
-    return figures | {"rarest": rarest, "nearest": nearest(samples)}
+    metrics = {"frechet": frechet(samples, REAL), "detected": detected(samples), "confident": confident}
+    return metrics | {"rarest": rarest, "nearest": nearest(samples)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("samples", help="samples.npz, as sample.py writes it")
-    parser.add_argument("--asked", action="store_true", help="the samples are of the classes 0 to 9 in turn")
-    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("samples", help="samples.npz, as written by sample.py")
+    parser.add_argument("--asked", action="store_true", help="the samples were requested of the classes 0 to 9 in turn")
+    parser.add_argument("--json", help="also write the metrics to this file")
     args = parser.parse_args()
     samples = np.load(args.samples)["image"].reshape(-1, 64) * (16 / 255)
     num = len(samples)
     if num > len(REAL):
         parser.error(f"{args.samples}: expected at most {len(REAL)} samples, one for each real digit, received {num}")
-    real = REAL[np.random.default_rng(0).permutation(len(REAL))[-num:]]  # up to 898, others than `detected` compares with
+    real = REAL[np.random.default_rng(0).permutation(len(REAL))[-num:]]  # disjoint from those in `detected`, up to 898
     rows = {"samples": measure(samples), "class Gaussians": measure(class_gaussians(num)), "real digits": measure(real)}
-    rows["real digits"]["nearest"] = 1.0  # their own distance to themselves is 0
+    rows["real digits"]["nearest"] = 1.0  # by definition: each is at distance 0 from itself
     print(f"{num} samples".ljust(18) + "".join(f"{name:>12}" for name in rows["samples"]))
-    for name, figures in rows.items():
-        print(name.ljust(18) + "".join(f"{value:12.3f}" for value in figures.values()))
+    for name, metrics in rows.items():
+        print(name.ljust(18) + "".join(f"{value:12.3f}" for value in metrics.values()))
     if args.asked:
-        print(f"as asked: {np.mean(classifier().predict(samples) == np.arange(num) % 10):.3f}")
+        print(f"of the requested class: {np.mean(classifier().predict(samples) == np.arange(num) % 10):.3f}")
     if args.json:
         with open(args.json, "w") as file:
             json.dump(rows, file, indent=1)

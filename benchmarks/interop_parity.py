@@ -1,16 +1,16 @@
-"""Do models computed here and by diffusers agree, in both directions? Needs pip install -e ".[bench]".
+"""Do models agree with diffusers after import and after export? Needs pip install -e ".[bench]".
 
     python benchmarks/interop_parity.py
     python benchmarks/interop_parity.py --workdir runs/digits
 
-Random UNet2DModels over a grid of options, every parameter drawn at random, at two image sizes: `import` is the largest
-difference between diffusers' output and ours of what it saved, `export` that between diffusers' output and its output of what
-we saved of that. The older .bin is read as well, and must give the same. `cifar10` is the number of parameters of the
-published CIFAR-10 model's config, imported.
+UNet2DModels over a grid of options, with random parameters, at two image sizes. `import` is the largest difference between
+diffusers' output and that of the imported model; `export` is the largest difference between diffusers' output before import and
+after export. The older .bin format is read as well, and must give the same parameters. `cifar10` is the number of parameters
+imported with the config of the published CIFAR-10 model.
 
-With a workdir: its average is exported, and sampled by diffusers' pipelines and here from the same noise. The figures are the
-largest difference in grey levels of 0 to 255. DDIM keeps the network's noise where x0 was clipped (diffusers' default), or
-derives it anew (ours; `use_clipped_model_output` there).
+With a workdir, its EMA is exported and sampled from the same noise by diffusers' pipelines and by this package. The result is
+the largest difference in intensity levels of 0 to 255. DDIM either keeps the network's noise after x0 is clipped (diffusers'
+default), or recomputes it (ours; `use_clipped_model_output` there).
 """
 
 import argparse
@@ -76,7 +76,7 @@ CIFAR10 = {
 
 
 def random_model(options: dict[str, Any], seed: int) -> diffusers.UNet2DModel:
-    """A model in evaluation mode, none of whose parameters is as it was initialised."""
+    """A model in evaluation mode, with every parameter moved from its initial value."""
     torch.manual_seed(seed)
     model = diffusers.UNet2DModel(**{**BASE, **options}).eval()
     with torch.no_grad():
@@ -87,7 +87,7 @@ def random_model(options: dict[str, Any], seed: int) -> diffusers.UNet2DModel:
 
 @torch.no_grad()
 def parity(options: dict[str, Any], seed: int, folder: pathlib.Path) -> tuple[float, float]:
-    """The largest differences on the way in and on the way out."""
+    """The largest differences after import and after export."""
     theirs = random_model(options, seed)
     theirs.save_pretrained(folder / "theirs")
     theirs.save_pretrained(folder / "pickled", safe_serialization=False)
@@ -110,13 +110,13 @@ def parity(options: dict[str, Any], seed: int, folder: pathlib.Path) -> tuple[fl
 
 
 def num_parameters_of_cifar10(folder: pathlib.Path) -> int:
-    """Of the published model's config, with random weights, as imported."""
+    """The number of imported parameters, for the config of the published model with random weights."""
     random_model(CIFAR10 | {"layers_per_block": 2}, 0).save_pretrained(folder)
     return sum(leaf.size for leaf in jax.tree.leaves(interop.diffusers.load(folder).params))
 
 
 def to_uint8(image: Any) -> np.ndarray:
-    """[-1, 1] to grey levels, as an integer type that differences fit in."""
+    """[-1, 1] to intensity levels, in a signed type, for differences."""
     return np.round((np.clip(np.asarray(image), -1, 1) + 1) * 127.5).astype(int)
 
 
@@ -129,21 +129,21 @@ def bind(model: interop.diffusers.Model, params: Any) -> denoiser.Predict:
     return predict
 
 
-def draw_ddim(model: interop.diffusers.Model, noise: jax.Array, steps: int, rederive_eps: bool) -> np.ndarray:
+def sample_ddim(model: interop.diffusers.Model, noise: jax.Array, steps: int, rederive_eps: bool) -> np.ndarray:
     """Our DDIM from given noise."""
     levels = samplers.grids.spaced(model.schedule, steps, model.spacing)
 
     @jax.jit
-    def draw(params: Any, noise: jax.Array) -> jax.Array:
+    def sample(params: Any, noise: jax.Array) -> jax.Array:
         denoise = denoiser.make_denoise(model.schedule, bind(model, params), model.prediction, clip=False)
         denoise = denoiser.clipped(denoise, rederive_eps=rederive_eps)
         return samplers.sample(jax.random.key(0), samplers.ddim(), denoise, levels, noise.shape, x_init=noise)
 
-    return to_uint8(draw(model.params, noise))
+    return to_uint8(sample(model.params, noise))
 
 
-def draw_ddpm(model: interop.diffusers.Model, noises: np.ndarray) -> np.ndarray:
-    """Our ancestral sampling on the whole grid, from given noise [1 + T - 1, B, H, W, C]: the start, then each step's."""
+def sample_ddpm(model: interop.diffusers.Model, noises: np.ndarray) -> np.ndarray:
+    """Our ancestral sampler on the full grid, from given noise [1 + T - 1, B, H, W, C]: x_T, then one per step."""
     levels = samplers.grids.spaced(model.schedule)
     coefficients = samplers.ddpm(model.variance).plan(levels)
 
@@ -165,13 +165,13 @@ def channels_last(tensor: torch.Tensor) -> np.ndarray:
 
 
 def compare_samples(workdir: str, folder: pathlib.Path, num: int) -> dict[str, float]:
-    """The largest differences between images of an exported workdir."""
+    """The largest differences between samples of an exported workdir."""
     command = [sys.executable, "-m", "ddpm_jax.interop", "export", str(folder), "--workdir", workdir]
     subprocess.run(command, check=True)
     model = interop.diffusers.load(folder)
     assert model.image_size is not None
     shape = (num, model.params["params"]["stem"]["kernel"].shape[2], *model.image_size)
-    figures = {}
+    differences = {}
 
     def difference(images: np.ndarray, ours: np.ndarray) -> float:
         return float(np.abs(np.round(images * 255).astype(int) - ours).max())
@@ -182,31 +182,31 @@ def compare_samples(workdir: str, folder: pathlib.Path, num: int) -> dict[str, f
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(num, torch.Generator().manual_seed(1), num_inference_steps=50, use_clipped_model_output=clipped,
                           output_type="np").images  # fmt: skip
-        figures[f"ddim, 50 steps, eps {'derived anew' if clipped else 'kept'}"] = difference(
-            images, draw_ddim(model, noise, 50, rederive_eps=clipped)
+        differences[f"ddim, 50 steps, eps {'recomputed' if clipped else 'kept'}"] = difference(
+            images, sample_ddim(model, noise, 50, rederive_eps=clipped)
         )
     pipeline = diffusers.DDPMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(num, torch.Generator().manual_seed(2), output_type="np").images
     generator = torch.Generator().manual_seed(2)
     noises = np.stack([channels_last(torch.randn(shape, generator=generator)) for _ in range(model.schedule.num_steps)])
-    figures["ddpm, all steps"] = difference(images, draw_ddpm(model, noises))
-    return figures
+    differences["ddpm, all steps"] = difference(images, sample_ddpm(model, noises))
+    return differences
 
 
 def main() -> None:
-    """Prints a line a model, and fails where a difference is above 1e-4, or one grey level."""
+    """Prints one line per model, and fails if a difference exceeds 1e-4, or one intensity level."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", help="a trained model to export and sample")
-    parser.add_argument("--num", type=int, default=16, help="how many images of it")
+    parser.add_argument("--num", type=int, default=16, help="number of samples")
     options = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
         root = pathlib.Path(temporary)
         if options.workdir is not None:
-            figures = compare_samples(options.workdir, root / "exported", options.num)
-            print(json.dumps(figures))
-            sys.exit(any(figure > 1 for figure in figures.values()))
+            differences = compare_samples(options.workdir, root / "exported", options.num)
+            print(json.dumps(differences))
+            sys.exit(any(difference > 1 for difference in differences.values()))
         for seed, (name, chosen) in enumerate(GRID.items()):
             imported, exported = parity(chosen, seed, root / str(seed))
             failed |= imported > 1e-4 or exported > 1e-4

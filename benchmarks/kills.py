@@ -1,11 +1,11 @@
-"""Is a run that is killed again and again the same as one that is not? Prints what it did, and whether any bit differs.
+"""Is a run that is killed repeatedly bit-identical to an uninterrupted one? Prints the kills and the differences, as JSON.
 
     python benchmarks/kills.py --kills 100
 
-Trains digits on a small network with all that has a state: several averages, importance-sampled times, dropout, flips,
-accumulation. One run is left alone. The other gets `kill -9` at random moments (after a random time from its start, at a
-random step, or while a save is under way), then SIGTERM, and then SIGINT, and is started by the same command each time.
-Compared are all arrays of the last checkpoint, and all metrics of every step, but for those that are times and memory.
+Trains a small network on digits with everything that has state: two EMAs, importance-sampled times, dropout, flips and
+gradient accumulation. One run is left alone. The other receives `kill -9` at random moments (after a random time from its
+start, at a random step, or during a save), then SIGTERM, then SIGINT, and is restarted by the same command each time. All
+arrays of the last checkpoint and all metrics of every step are compared, except for timings and memory.
 """
 
 import argparse
@@ -32,20 +32,20 @@ TIMINGS = {"images_per_second", "data_wait", "memory_gib"}
 
 
 def start(workdir: pathlib.Path, num_steps: int) -> "subprocess.Popen[str]":
-    """The command, the same each time."""
+    """Starts train.py, by the same command each time."""
     command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(workdir), *SMALL, "--train.num_steps", str(num_steps)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def at_last(workdir: pathlib.Path) -> int:
-    """The last step that was written down."""
+    """The last step in metrics.jsonl."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"])
     return 0
 
 
 def wait_for_moment(process: "subprocess.Popen[str]", workdir: pathlib.Path, kind: str, rng: random.Random) -> None:
-    """Returns at a moment of the given kind, or when the process has ended."""
+    """Waits for a moment of the given kind, or for the end of the process."""
     began, before, delay = time.monotonic(), at_last(workdir), rng.uniform(0, 0.02)
     until, steps = rng.uniform(0.1, 4.0), rng.randint(1, 6)
 
@@ -63,7 +63,7 @@ def wait_for_moment(process: "subprocess.Popen[str]", workdir: pathlib.Path, kin
 
 
 def end(process: "subprocess.Popen[str]", number: int) -> tuple[int, str]:
-    """Sends the signal, and returns the exit code and what was said."""
+    """Sends the signal; returns the exit code and stderr."""
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     return process.returncode, said
@@ -81,13 +81,13 @@ def arrays(workdir: pathlib.Path, step: int) -> list[tuple[str, Any]]:
 
 
 def lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """All metrics but the timings."""
+    """All metrics except timings and memory."""
     read = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in read]
 
 
 def main(kills: int, seed: int, folder: pathlib.Path) -> None:
-    """Runs both, and compares."""
+    """Runs both and compares them."""
     rng, num_steps, counts = random.Random(seed), 6 * kills + 30, collections.Counter[str]()
     alone, killed = folder / "alone", folder / "killed"
     code, said = start(alone, num_steps).wait(), ""

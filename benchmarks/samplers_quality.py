@@ -1,11 +1,11 @@
-"""Which sampler for how many network calls? Prints and plots the Frechet distance of digits against the calls they took.
+"""Which sampler for which number of network evaluations? Prints and plots the Frechet distance of digits over the NFE.
 
     python train.py --config configs/digits.py --workdir runs/digits
     python benchmarks/samplers_quality.py --workdir runs/digits --out out/samplers
 
-Every sampler draws the same number of digits, from the same noise, for each number of network calls; the distance is
-that of `digits_quality.frechet`, in pixels from 0 to 16, to all 1,797 real digits. Writes samplers.json and samplers.png.
-Last comes what DDIM makes of digits that it encoded as noise and decoded again.
+Every sampler generates the same number of digits from the same noise at each NFE; the distance is `digits_quality.frechet`, in
+pixels from 0 to 16, to all 1,797 real digits. Writes samplers.json and samplers.png. Finally prints the error of DDIM inversion
+and reconstruction.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from ddpm_jax.devices import compiler
 from ddpm_jax.evaluation import plots
 from ddpm_jax.samplers import Churn, Sampler, grids
 
-CALLS = (5, 10, 20, 50, 100)
-TWO_CALLS = ("heun", "heun churn", "dpm_solver_pp_2s", "langevin")
+EVALUATIONS = (5, 10, 20, 50, 100)
+TWO_PER_STEP = ("heun", "heun churn", "dpm_solver_pp_2s", "langevin")
 
 
 def methods(schedule: schedules.Schedule, gamma: np.ndarray) -> dict[str, Sampler]:
@@ -57,14 +57,14 @@ def methods(schedule: schedules.Schedule, gamma: np.ndarray) -> dict[str, Sample
 
 
 def levels_of(name: str, schedule: schedules.Schedule, num_steps: int) -> schedules.Level:
-    """The grid: for Heun's method, which cannot take the first of the trailing steps, EDM's, from sigma / alpha = 80 on."""
+    """The grid: trailing; for Heun's method EDM's, from sigma / alpha = 80 on, since the first trailing step is too long."""
     if name.startswith("heun"):
         return grids.karras(schedule, num_steps, log_snr=(-2 * math.log(80), 10.0))
     return grids.spaced(schedule, num_steps, "trailing")
 
 
 def some_data(model: factory.LoadedRun, num: int) -> tuple[jax.Array, jax.Array]:
-    """Images of the model's data, in [-1, 1], and their labels, -1 where there are none."""
+    """Images of the model's data, in [-1, 1], and their labels, -1 if there are none."""
     source = factory.make_source(model.config.data)
     items = [source[i] for i in range(num)]
     labels = jnp.asarray(np.stack([item.get("label", np.int32(-1)) for item in items]))
@@ -72,7 +72,7 @@ def some_data(model: factory.LoadedRun, num: int) -> tuple[jax.Array, jax.Array]
 
 
 def mean_squared_eps(model: factory.LoadedRun) -> np.ndarray:
-    """What analytic_dpm needs to know of the model, from 256 images of its data."""
+    """The model statistics for analytic_dpm, from 256 images of its data."""
     x0, labels = some_data(model, 256)
     denoise = factory.bind(model.config, model.network, model.schedule, model.params, False, labels)
     schedule = schedules.require_discrete(model.schedule, "analytic_dpm")
@@ -81,21 +81,21 @@ def mean_squared_eps(model: factory.LoadedRun) -> np.ndarray:
 
 
 def inversion_error(model: factory.LoadedRun, num_steps: int) -> float:
-    """The mean absolute error of 256 images that DDIM turned to noise and back, on the scale [-1, 1]."""
+    """The mean absolute error of DDIM inversion and reconstruction of 256 images, on the scale [-1, 1]."""
     x0, labels = some_data(model, 256)
     denoise = factory.bind(model.config, model.network, model.schedule, model.params, False, labels)
     levels, ddim = grids.spaced(model.schedule, num_steps), samplers.ddim()
 
     @functools.partial(jax.jit, compiler_options=compiler.compiler_options())
-    def there_and_back(x0: jax.Array) -> jax.Array:
+    def reconstruct(x0: jax.Array) -> jax.Array:
         noise = samplers.sample(None, ddim, denoise, grids.reversed(levels), x0.shape, x_init=x0)
         return samplers.sample(None, ddim, denoise, levels, x0.shape, x_init=noise)
 
-    return float(jnp.mean(jnp.abs(there_and_back(x0) - x0)))
+    return float(jnp.mean(jnp.abs(reconstruct(x0) - x0)))
 
 
 def measure(model: factory.LoadedRun, num: int) -> list[dict[str, Any]]:
-    """One row for each sampler and number of calls: {"sampler", "calls", "frechet"}."""
+    """One row per sampler and number of network evaluations ("calls"): {"sampler", "calls", "frechet"}."""
     config, schedule, ids = model.config, schedules.require_discrete(model.schedule, "samplers"), jnp.arange(num)
     labels = factory.make_labels(dataclasses.replace(config.sample, label=None, guidance=1.0), config.network)(ids)
     denoise = factory.bind(config, model.network, schedule, model.params, True, labels)
@@ -112,8 +112,8 @@ def measure(model: factory.LoadedRun, num: int) -> list[dict[str, Any]]:
     reference = distance(samplers.ddpm(config.diffusion.variance), grids.spaced(schedule))
     rows.append({"sampler": f"ddpm {config.diffusion.variance}", "calls": schedule.num_steps, "frechet": reference})
     for name, sampler in methods(schedule, mean_squared_eps(model)).items():
-        for calls in CALLS:
-            steps = calls // 2 if name in TWO_CALLS else calls
+        for calls in EVALUATIONS:
+            steps = calls // 2 if name in TWO_PER_STEP else calls
             if steps < 3:
                 continue
             rows.append({"sampler": name, "calls": calls, "frechet": distance(sampler, levels_of(name, schedule, steps))})
@@ -122,34 +122,34 @@ def measure(model: factory.LoadedRun, num: int) -> list[dict[str, Any]]:
 
 
 def draw_plot(figure: Any, rows: list[dict[str, Any]]) -> None:
-    """A line for each sampler, the first row as a level to compare with."""
+    """One line per sampler, and the first row as a horizontal reference."""
     axes = figure.subplots()
     first, *others = rows
-    axes.axhline(first["frechet"], color="black", linewidth=1, label=f"{first['sampler']}, {first['calls']} calls")
+    axes.axhline(first["frechet"], color="black", linewidth=1, label=f"{first['sampler']}, NFE {first['calls']}")
     for number, name in enumerate(dict.fromkeys(row["sampler"] for row in others)):
         points = [(row["calls"], row["frechet"]) for row in others if row["sampler"] == name]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linestyle="-:"[number // 10], label=name)
-    axes.set(xscale="log", yscale="log", xlabel="network calls", ylabel="Fréchet distance in pixels", xticks=CALLS)
-    axes.set_xticklabels([str(calls) for calls in CALLS])
+    axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance in pixels", xticks=EVALUATIONS)
+    axes.set_xticklabels([str(calls) for calls in EVALUATIONS])
     figure.legend(loc="outside right upper", fontsize=7)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", default="runs/digits")
-    parser.add_argument("--num", type=int, default=500, help="digits for each distance")
+    parser.add_argument("--num", type=int, default=500, help="digits per distance")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/samplers"))
     args = parser.parse_args()
     model = factory.load(args.workdir)
     rows = measure(model, args.num)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"{rows[0]['sampler']}, {rows[0]['calls']} calls: {rows[0]['frechet']:.1f}")
-    print("sampler".ljust(22) + "".join(f"{calls:8d}" for calls in CALLS))
+    print(f"{rows[0]['sampler']}, NFE {rows[0]['calls']}: {rows[0]['frechet']:.1f}")
+    print("sampler".ljust(22) + "".join(f"{calls:8d}" for calls in EVALUATIONS))
     for name in dict.fromkeys(row["sampler"] for row in rows[1:]):
         found = {row["calls"]: row["frechet"] for row in rows[1:] if row["sampler"] == name}
-        print(name.ljust(22) + "".join(f"{found[calls]:8.1f}" if calls in found else " " * 8 for calls in CALLS))
-    print(f"there and back by DDIM, 200 steps: mean absolute error {inversion_error(model, 200):.4f}")
+        print(name.ljust(22) + "".join(f"{found[calls]:8.1f}" if calls in found else " " * 8 for calls in EVALUATIONS))
+    print(f"DDIM inversion and reconstruction, 200 steps: mean absolute error {inversion_error(model, 200):.4f}")
     plots.save(args.out / "samplers.png", lambda figure: draw_plot(figure, rows))
 
 

@@ -1,1 +1,1 @@
-"""What is compared: a module for ours and one for each peer, imported in processes of their own."""
+"""The sides of a comparison: a module for ours and one per peer, each imported in its own process."""

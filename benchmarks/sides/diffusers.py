@@ -1,4 +1,4 @@
-"""The same training step and samplers by diffusers, of the same network."""
+"""The same network, training step and samplers in diffusers."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -14,7 +14,7 @@ __all__ = ["matmul", "memory", "sampling", "training"]
 
 
 def make_model(config: Config, shape: tuple[int, int, int]) -> Any:
-    """The UNet2DModel of the same architecture."""
+    """The UNet2DModel with the same architecture."""
     network = cast(UNet, config.network)
     attends = [shape[0] // 2**level in network.attention_resolutions for level in range(len(network.multipliers))]
     return diffusers.UNet2DModel(
@@ -27,7 +27,7 @@ def make_model(config: Config, shape: tuple[int, int, int]) -> Any:
 
 
 def training(config: Config, shape: tuple[int, int, int], variant: str) -> tuple[Run, int]:
-    """The same step."""
+    """The same training step."""
     model, network = variant_of(make_model(config, shape), variant)
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=config.diffusion.num_steps)
     x = images(config, shape, variant) * 2 - 1
@@ -41,7 +41,7 @@ def training(config: Config, shape: tuple[int, int, int], variant: str) -> tuple
 
 
 def sampling(config: Config, shape: tuple[int, int, int], variant: str) -> tuple[Run, int]:
-    """The pipeline of diffusers, whose DDIM or DDPM scheduler has the config's number of steps."""
+    """The diffusers pipeline with its DDIM or DDPM scheduler and the config's number of steps."""
     model, network = variant_of(make_model(config, shape), variant)
     ddim = config.sample.sampler == "ddim"
     kind, scheduler = (

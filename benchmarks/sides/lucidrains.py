@@ -1,4 +1,4 @@
-"""The same training step and samplers by lucidrains' denoising-diffusion-pytorch, of its own network of that size."""
+"""The same training step and samplers in lucidrains' denoising-diffusion-pytorch, with its own network of that size."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -14,9 +14,9 @@ __all__ = ["matmul", "memory", "sampling", "training"]
 
 
 def make_diffusion(config: Config, shape: tuple[int, int, int], variant: str) -> Any:
-    """Its GaussianDiffusion: linear betas, noise predicted; its Unet has as many channels and levels as the config's.
+    """Its GaussianDiffusion: linear betas, eps prediction, and a Unet with the config's channels and resolutions.
 
-    Attention is full where the config has attention, and linear elsewhere, where the config has none: it knows no other way.
+    Resolutions with attention in the config have full attention; the others have linear attention, which cannot be turned off.
     """
     network = cast(UNet, config.network)
     unet = denoising_diffusion_pytorch.Unet(
@@ -32,7 +32,7 @@ def make_diffusion(config: Config, shape: tuple[int, int, int], variant: str) ->
 
 
 def training(config: Config, shape: tuple[int, int, int], variant: str) -> tuple[Run, int]:
-    """The same step."""
+    """The same training step."""
     diffusion = make_diffusion(config, shape, variant)
     x = images(config, shape, variant)
     return step(diffusion, config, lambda: diffusion(x)), num_params(diffusion)

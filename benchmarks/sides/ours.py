@@ -17,11 +17,11 @@ from ddpm_jax.training.step import make_train_step
 from sides.turns import Run, seconds
 
 compiler.enable_compilation_cache()
-programs: list[Any] = []  # of this process
+programs: list[Any] = []  # the compiled program of this process
 
 
 def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
-    """One step of training; and the number of parameters."""
+    """The training step, and the number of parameters."""
     batch_size = config.train.batch_size
     objective = factory.make_objective(config, shape)
     learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
@@ -48,16 +48,16 @@ def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
 
 
 def sampling(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
-    """As many images as config.sample says, with its sampler and sample.py's devices."""
+    """The sampler of config.sample, with its number of images and the devices of sample.py."""
     compiler.divide_cores(config.sample.num)
     schedule, network = factory.make_schedule(config.diffusion), factory.make_network(config, shape)
     mesh, zeros = sharding.make_mesh(), (jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32))
     params = sharding.replicate(mesh, jax.jit(network.init)(jax.random.key(0), *zeros))
-    draw: Any = factory.make_generator(config, network, schedule, shape)
+    generate: Any = factory.make_generator(config, network, schedule, shape)
     ids = sharding.put_ids(mesh, range(config.sample.num))
     print(f"ours: {mesh.size} devices")
     key = jax.random.key(0)
-    programs.append(draw.lower(key, params, ids).compile())
+    programs.append(generate.lower(key, params, ids).compile())
     return functools.partial(_begin, lambda: programs[0](key, params, ids)), num_params(params)
 
 
@@ -67,13 +67,13 @@ def _begin(compute: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def cost() -> dict[str, float]:
-    """What XLA counts of the program on one device: `flops`, `bytes` read and written, `memory` beside its arguments."""
+    """XLA's counts for the program on one device: `flops`, `bytes` read and written, `memory` beside its arguments."""
     counted, memory = programs[0].cost_analysis(), programs[0].memory_analysis()
     return {"flops": counted["flops"], "bytes": counted["bytes accessed"], "memory": memory.temp_size_in_bytes}
 
 
 def bandwidth(megabytes: int = 256) -> float:
-    """Bytes read and written a second where an array is added to: the best of 20."""
+    """Bytes read and written per second when adding to an array: the best of 20."""
     add, a = jax.jit(lambda a: a + 1), jnp.zeros(megabytes << 18)
     run = functools.partial(_begin, lambda: add(a))
     run()()
@@ -81,12 +81,12 @@ def bandwidth(megabytes: int = 256) -> float:
 
 
 def memory() -> int:
-    """The most of a GPU's memory that was taken, in bytes; 0 without one."""
+    """Peak GPU memory in bytes; 0 without a GPU."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
 def matmul(a: np.ndarray, dtype: str) -> Run:
-    """The product of a matrix by itself."""
+    """The product of a matrix with itself."""
     product, on_device = jax.jit(jnp.matmul), jnp.asarray(a, dtype)
     run = functools.partial(_begin, lambda: product(on_device, on_device))
     run()()

@@ -1,4 +1,4 @@
-"""What diffusers' and lucidrains' models share: the variants of PyTorch, and the step of training."""
+"""The code that diffusers' and lucidrains' models share: the PyTorch variants and the training step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +10,13 @@ from ddpm_jax.config import Config
 from sides.turns import Run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-torch.backends.cudnn.benchmark = True  # as XLA, that it tries which way to convolve is the fastest
+torch.backends.cudnn.benchmark = True  # like XLA, tries which convolution algorithm is fastest
 if DEVICE == "cuda":
-    torch.set_float32_matmul_precision("high")  # TF32, which XLA takes as well
+    torch.set_float32_matmul_precision("high")  # TF32, as in XLA
 
 
 def variant_of(model: Any, variant: str) -> tuple[Any, Any]:
-    """The model where it computes, channels first or last, and what is called: it, or its compiled form."""
+    """The model on its device, channels first or last; and the callable: the model itself, or compiled."""
     model = model.to(DEVICE)
     if "last" in variant:
         model = model.to(memory_format=torch.channels_last)
@@ -24,13 +24,13 @@ def variant_of(model: Any, variant: str) -> tuple[Any, Any]:
 
 
 def images(config: Config, shape: tuple[int, int, int], variant: str) -> Any:
-    """A batch in [0, 1], as `variant` has it lie in memory."""
+    """A batch in [0, 1], with the memory layout of the variant."""
     x = torch.rand(config.train.batch_size, shape[2], *shape[:2], device=DEVICE)
     return x.to(memory_format=torch.channels_last) if "last" in variant else x
 
 
 def step(model: Any, config: Config, loss_of: Callable[[], Any]) -> Run:
-    """A step of training as ours: the loss, its gradient, clipping, fused Adam, one average."""
+    """The same training step as ours: loss, gradient, clipping, fused Adam, one EMA."""
     params = list(model.parameters())
     average = [p.detach().clone() for p in params]
     optimizer = torch.optim.Adam(params, lr=config.optimizer.learning_rate, fused=True)
@@ -51,7 +51,7 @@ def step(model: Any, config: Config, loss_of: Callable[[], Any]) -> Run:
 
 
 def waiter() -> Callable[[], Any]:
-    """What waits for all that was begun until now."""
+    """A function that waits for all work started so far."""
     if DEVICE == "cpu":
         return lambda: None
     event = torch.cuda.Event()
@@ -60,22 +60,22 @@ def waiter() -> Callable[[], Any]:
 
 
 def memory() -> int:
-    """The most of a GPU's memory that was taken, in bytes; 0 without one."""
+    """Peak GPU memory in bytes; 0 without a GPU."""
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
 
 
 def autocast(config: Config) -> Any:
-    """Where bfloat16 is asked for, PyTorch's way to compute in it."""
+    """PyTorch's autocast, if the config asks for bfloat16."""
     return torch.autocast(DEVICE, torch.bfloat16, enabled=config.network.dtype == "bfloat16")
 
 
 def num_params(model: Any) -> int:
-    """How many numbers the parameters hold."""
+    """The number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def matmul(a: np.ndarray, dtype: str) -> Run:
-    """The product of a matrix by itself."""
+    """The product of a matrix with itself."""
     on_device = torch.tensor(a, device=DEVICE, dtype=getattr(torch, dtype))
 
     def run() -> Callable[[], Any]:

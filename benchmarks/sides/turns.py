@@ -1,4 +1,4 @@
-"""Calls something in a process of its own, in which nothing of another side is loaded."""
+"""Runs a side in its own process, in which no other side's libraries are loaded."""
 
 import concurrent.futures
 import importlib
@@ -11,44 +11,44 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Run = Callable[[], Callable[[], Any]]
-"""Begins its work, and returns what waits for the end of it."""
+"""Starts some work, and returns a function that waits for it."""
 
 
 class Turn(NamedTuple):
-    """The seconds of a call, the mean of a turn, and the most memory taken, in bytes, the GPU's or else the host's."""
+    """The mean seconds of a call, and the peak memory in bytes: the GPU's, or without one the host's."""
 
     seconds: float
     peak: int
 
 
 class Side:
-    """A process that has made something to call.
+    """A process with a function to measure.
 
     Attributes:
-        num_params: Parameters of its network.
-        first: Seconds from making it to the end of the first call.
+        num_params: Number of parameters of its network.
+        first: Seconds from the start to the end of the first call.
     """
 
     def __init__(self, module: str, make: str, *arguments: Any):
-        """Makes what `sides.<module>.<make>(*arguments)` gives: what to call, and the number of parameters."""
+        """Calls `sides.<module>.<make>(*arguments)`, which returns the function to measure and the number of parameters."""
         context = multiprocessing.get_context("spawn")
         self._process = concurrent.futures.ProcessPoolExecutor(1, context)
         self._module = module
         self.num_params, self.first = self._process.submit(_make, module, make, arguments).result()
 
     def turn(self, least: float = 1.0) -> Turn:
-        """Calls once uncounted, for what others did to the caches, then for at least so many seconds, at least once.
+        """Makes one uncounted call to restore the caches, then calls for at least `least` seconds.
 
-        A call is waited for when the next one has begun, as train.py does it.
+        Each call is waited for after the next one has started, as in train.py.
         """
         return self._process.submit(_turn, self._module, least).result()
 
     def matmul_rate(self, dtype: str = "float32") -> float:
-        """FLOP/s of products of square matrices, large for the device: the best of 20."""
+        """FLOP/s of products of large square matrices: the best of 20."""
         return self._process.submit(_best_rate, self._module, dtype).result()
 
     def ask(self, name: str) -> Any:
-        """What the function of that name in the side's module gives."""
+        """The result of a function of the side's module."""
         return self._process.submit(_ask, self._module, name).result()
 
     def end(self) -> None:
@@ -56,7 +56,7 @@ class Side:
         self._process.shutdown()
 
 
-_runs: list[Run] = []  # of this process
+_runs: list[Run] = []  # the function of this process
 
 
 def _make(module: str, make: str, arguments: tuple[Any, ...]) -> tuple[int, float]:
@@ -68,7 +68,7 @@ def _make(module: str, make: str, arguments: tuple[Any, ...]) -> tuple[int, floa
     run()()
     memory = pathlib.Path("/proc/self/clear_refs")
     if memory.exists():
-        memory.write_text("5")  # so that the peak leaves out the compiler
+        memory.write_text("5")  # resets the peak, which would otherwise include the compiler
     return num_params, first
 
 
@@ -99,7 +99,7 @@ def _best_rate(module: str, dtype: str) -> float:
 
 
 def seconds(run: Run) -> float:
-    """How long a call takes, waited for."""
+    """The seconds from the start to the end of a call."""
     began = time.perf_counter()
     run()()
     return time.perf_counter() - began
