@@ -1,7 +1,7 @@
 """Every schedule x parameterisation x variance x loss x sampler: finite, in the right shape and dtype, compiled.
 
-A model of one number stands for the network. One program serves all schedules, mapped over their tables; it runs
-all losses and samplers and takes their gradients.
+The network has a single parameter. One program is vmapped over the tables of all schedules; it runs all losses and
+samplers and differentiates them.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""A run that is killed at random moments, as benchmarks/kills.py does it, is the run that is not."""
+"""A run killed at random moments by benchmarks/kills.py is bit-identical to an uninterrupted one."""
 
 import json
 import os

@@ -15,7 +15,7 @@ from ddpm_jax.devices import compiler
     ({"JAX_NUM_CPU_DEVICES": "3"}, [3, 3, 3, 3, 3, 3]),
     ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, [8, 8, 8, 8, 8, 8]),
 ])  # fmt: skip
-def test_cores_become_devices_as_far_as_they_divide_a_batch_unless_the_user_chose(environment, devices):
+def test_as_many_cores_become_devices_as_divide_a_batch_unless_the_user_chose(environment, devices):
     """With six cores, each of which gets at least four images."""
     code = """if True:
         import os, jax, jax.extend
@@ -32,7 +32,7 @@ def test_cores_become_devices_as_far_as_they_divide_a_batch_unless_the_user_chos
     assert list(map(int, printed.stdout.split())) == devices, printed.stderr
 
 
-def test_a_program_is_compiled_once_and_says_how_long_that_took():
+def test_a_program_is_compiled_once_and_its_compile_time_printed():
     traced, said = [], []
 
     @jax.jit
@@ -54,12 +54,12 @@ def test_a_program_is_compiled_once_and_says_how_long_that_took():
     ({"XDG_CACHE_HOME": "/caches", "JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine"),
     ({"XDG_CACHE_HOME": "/caches", "JAX_COMPILATION_CACHE_DIR": ""}, ""),
 ])  # fmt: skip
-def test_programs_are_cached_in_the_user_s_folder_or_another_or_not_at_all(monkeypatch, environment, folder):
+def test_programs_are_cached_in_the_user_s_folder_in_another_or_not_at_all(monkeypatch, environment, folder):
     before, theirs = jax.config.jax_compilation_cache_dir, environment.get("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    jax.config.update("jax_compilation_cache_dir", theirs)  # as JAX itself reads it when it is imported
+    jax.config.update("jax_compilation_cache_dir", theirs)  # as JAX reads it at import
     try:
         compiler.enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == folder

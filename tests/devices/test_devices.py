@@ -1,4 +1,4 @@
-"""One run on one device, on eight, and by two processes: the same losses; and what a process does when the other is lost."""
+"""The same losses on one device, on eight, and with two processes; and how a process ends when the other is lost."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ LOUD = ["--train.log_every", "1", "--checkpoint.every", "10", "--checkpoint.keep
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """Gives processes a number of devices, and a cache of programs that all of them share."""
+    """Environments with a given number of devices and a common compilation cache."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "PYTHONPATH": str(ROOT)}
 
     def with_devices(count):
@@ -55,7 +55,7 @@ def one(tmp_path_factory, environment):
     return workdir
 
 
-def test_eight_devices_train_as_one_whatever_each_holds_and_go_on_with_its_checkpoint(one, environment, tmp_path):
+def test_eight_devices_resume_from_a_checkpoint_of_one_with_the_same_losses(one, environment, tmp_path):
     shutil.copytree(one, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
     said = run(command(tmp_path / "run", 20, *EIGHT), environment(8))
@@ -66,7 +66,7 @@ def test_eight_devices_train_as_one_whatever_each_holds_and_go_on_with_its_check
 
 @contextlib.contextmanager
 def two_processes(workdir, environment, until):
-    """Two processes of four devices, once the run has come to a step."""
+    """Two processes with four devices each, once the run has reached a step."""
     address = ["--devices.coordinator", f"127.0.0.1:{free_port()}", "--devices.num_processes", "2", "--devices.process_id"]
     options = {"env": environment(4), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     first, second = (subprocess.Popen(command(workdir, 1000, *BY_FIVES, *address, str(i)), **options) for i in range(2))
@@ -82,9 +82,10 @@ def two_processes(workdir, environment, until):
 
 
 def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path):
-    """By a signal to one of them both save; when one is killed the other ends soon; then one goes on, with the same data.
+    """After a signal to one, both save; when one is killed, the other ends soon; then one process resumes on the same data.
 
-    Between, they go on from before a damaged checkpoint, and pass its step. The two take five steps at a call, the one a step.
+    In between they resume from before a damaged checkpoint, and pass its step. The two run five steps per dispatch, the one a
+    single step.
     """
     workdir = tmp_path / "run"
     with two_processes(workdir, environment, until=3) as processes:
@@ -101,11 +102,11 @@ def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path)
         began = time.monotonic()
         out, error = first.communicate(timeout=120)
         assert time.monotonic() - began < 90
-    assert first.returncode in (1, -6), "at an error of its own, or by JAX"
+    assert first.returncode in (1, -6), "by an error of its own, or aborted by JAX"
     assert "Traceback" in error or "task died" in error
     assert f"metadata.json is missing: step {saved} is used instead of {damaged}" in out
     assert f"8 x cpu, from step {saved}" in out
-    assert "CANNOT SAVE" not in out, "the other, which has not looked, would have it for saved"
+    assert "CANNOT SAVE" not in out, "the other process has not checked it, and would consider it saved"
     assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {str(damaged), f"{damaged}.damaged"}
     told = second.communicate()[0]
     assert told.startswith("process 1 of 2: process 0 prints for all\n")
@@ -121,7 +122,7 @@ def test_two_processes_train_as_one_and_end_together(one, environment, tmp_path)
     assert losses(workdir) == pytest.approx(means, rel=1e-5)
 
 
-def test_two_processes_with_nothing_but_damaged_checkpoints_both_say_so(one, environment, tmp_path):
+def test_two_processes_with_only_damaged_checkpoints_both_end_with_an_error(one, environment, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(one, workdir)
     for path in (workdir / "checkpoints").glob("*/metadata.json"):
@@ -169,7 +170,7 @@ held = [sum(shard.data.nbytes for a in jax.tree.leaves(copy) for shard in a.addr
 print(json.dumps({
     "copies": [bytes / sharding.bytes_per_device(state) for bytes in held],
     "same": [jax.tree.all(jax.tree.map(np.array_equal, copy, jax.device_get(state))) for copy in copies],
-    "share": sharding.bytes_per_device(divided) / sharding.bytes_per_device(copied),
+    "fraction": sharding.bytes_per_device(divided) / sharding.bytes_per_device(copied),
     "held": compiled.memory_analysis().argument_size_in_bytes / sharding.bytes_per_device(copied),
     "gathered": sum(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes_gathered),
     "params": sum(a.size for a in jax.tree.leaves(shapes.params)),
@@ -178,10 +179,10 @@ print(json.dumps({
 
 
 def test_sharded_state_takes_an_eighth_and_only_parameters_are_gathered(environment):
-    """All gathers of the compiled step together are no more than the parameters: the optimizer and the averages stay."""
+    """All gathers of the compiled step together are at most the parameters: the optimizer and the averages stay sharded."""
     found = json.loads(run([sys.executable, "-c", PROGRAM], environment(8)).splitlines()[-1])
-    assert found["share"] <= 0.15
-    assert found["held"] <= 0.15, "as XLA counts it, with the batch"
+    assert found["fraction"] <= 0.15
+    assert found["held"] <= 0.15, "by XLA's count, including the batch"
     assert found["same"] == [True] * 2
-    assert all(share < 1.1 for share in found["copies"]), "once, not by each device; but for what is small"
+    assert all(ratio < 1.1 for ratio in found["copies"]), "one copy in all, not one per device, except for small arrays"
     assert 0.8 * found["params"] < found["gathered"] <= found["params"]

@@ -24,12 +24,12 @@ from ddpm_jax.devices import distributed
         (None, None, None, True, "expected all processes of the cluster, received: "),
     ],
 )
-def test_what_names_no_processes_is_refused(coordinator, num_processes, process_id, cluster, said):
+def test_invalid_processes_are_refused(coordinator, num_processes, process_id, cluster, said):
     with pytest.raises(ValueError, match=said):
         distributed.join(coordinator, num_processes, process_id, cluster, timeout=10)
 
 
-def test_one_process_alone_joins_nothing():
+def test_a_single_process_joins_nothing():
     assert distributed.join(None, None, None, cluster=False, timeout=1)
     assert jax.process_count() == 1
     assert distributed.from_first_process(lambda: -1) == -1
@@ -37,7 +37,7 @@ def test_one_process_alone_joins_nothing():
 
 @pytest.fixture
 def start():
-    """Starts Python code as a process, with its arguments; no process is left behind."""
+    """Starts Python code with arguments as a process, which is killed after the test."""
     processes = []
 
     def run(code, *args):
@@ -62,8 +62,8 @@ def free_address():
         return f"127.0.0.1:{found.getsockname()[1]}"
 
 
-def test_all_processes_have_what_the_first_finds_and_only_the_first_prints(start):
-    """One of them cannot read what the other can, and is not asked."""
+def test_all_processes_receive_the_value_of_the_first_and_only_the_first_prints(start):
+    """The other process would raise, and is not called."""
     code = """if True:
         import sys
         from ddpm_jax.devices import distributed
@@ -86,8 +86,8 @@ def test_all_processes_have_what_the_first_finds_and_only_the_first_prints(start
 
 
 @pytest.mark.parametrize("process_id", [0, 1])
-def test_a_process_whose_others_do_not_come_ends_and_has_said_who_was_expected(start, process_id):
-    """Process 0 waits for the others; process 1 for a coordinator that is not there. JAX ends both, with its own log."""
+def test_a_process_whose_others_do_not_join_names_them_and_ends(start, process_id):
+    """Process 0 waits for the others, process 1 for a coordinator that does not exist. JAX aborts both with its own log."""
     code = """if True:
         import sys
         from ddpm_jax.devices import distributed
@@ -103,7 +103,7 @@ def test_a_process_whose_others_do_not_come_ends_and_has_said_who_was_expected(s
 
 
 def test_when_a_process_is_killed_the_other_ends(start):
-    """Also while it waits in native code, as for a collective on a GPU; sooner here than after HEARTBEAT."""
+    """Even while it waits in native code, as for a collective on a GPU; with a short HEARTBEAT."""
     code = """if True:
         import ctypes, sys, time
         from ddpm_jax.devices import distributed

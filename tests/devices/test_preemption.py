@@ -20,13 +20,13 @@ with Preemption() as preemption:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_noted_and_the_second_ends_at_once(number):
+def test_the_first_signal_is_recorded_and_the_second_ends_immediately(number):
     command = [sys.executable, "-c", CODE]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.stdout.readline() == f"{int(number)} True\n"
-        process.send_signal(number)  # by whoever sends it to the process and to its group
+        process.send_signal(number)  # as by a sender that signals the process and its group
         time.sleep(2 * DEBOUNCE)
         assert process.poll() is None
         process.send_signal(number)
@@ -39,7 +39,7 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(number):
     assert second == f"{name}: ended immediately"
 
 
-def test_afterwards_signals_do_what_they_did_before():
+def test_the_previous_handlers_are_restored():
     before = signal.getsignal(signal.SIGINT)
     with Preemption() as preemption:
         assert not preemption.should_stop(1)

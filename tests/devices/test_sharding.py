@@ -25,7 +25,7 @@ def specs(axes=()):
     return jax.tree.map(lambda s: s.spec, sharding.sharded(EIGHT, TREE, axes))
 
 
-def test_large_arrays_are_divided_along_their_largest_axis_that_the_devices_divide():
+def test_large_arrays_are_sharded_along_the_largest_axis_that_the_devices_divide():
     assert specs() == {
         "params": {
             "kernel": PartitionSpec(None, None, None, "data"),
@@ -38,7 +38,7 @@ def test_large_arrays_are_divided_along_their_largest_axis_that_the_devices_divi
     }
 
 
-def test_exceptions_go_by_name_the_first_before_the_others():
+def test_exceptions_match_by_path_and_the_first_counts():
     found = specs([("params/ke", 2), ("bias$", 0), ("params", None)])["params"]
     assert found["kernel"] == PartitionSpec(None, None, "data")
     assert found["bias"] == PartitionSpec("data")
@@ -56,15 +56,15 @@ def test_exceptions_go_by_name_the_first_before_the_others():
         ([("(", 0)], r"expected regular expressions, received '\('"),
     ],
 )
-def test_exceptions_that_cannot_be_are_refused(axes, said):
+def test_invalid_exceptions_are_refused(axes, said):
     with pytest.raises(ValueError, match=said):
         sharding.sharded(EIGHT, TREE, axes)
 
 
-def test_what_a_device_holds():
-    divided = sharding.placed(TREE, sharding.sharded(EIGHT, TREE))
-    shares = 3 * 3 * 64 * 128 / 8 + 64 * 64 / 8 + 4096 * 3 / 8
-    assert sharding.bytes_per_device(divided) == 4 * (shares + 128 + 3 * 3 * 63 * 129 + 1)
+def test_bytes_per_device():
+    sharded = sharding.placed(TREE, sharding.sharded(EIGHT, TREE))
+    shards = 3 * 3 * 64 * 128 / 8 + 64 * 64 / 8 + 4096 * 3 / 8
+    assert sharding.bytes_per_device(sharded) == 4 * (shards + 128 + 3 * 3 * 63 * 129 + 1)
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():

@@ -34,7 +34,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_was_saved_is_loaded_whole_or_in_part(tmp_path):
+def test_a_checkpoint_loads_as_a_whole_or_in_part(tmp_path):
     assert Checkpoints(tmp_path / "c").latest is None
     save(tmp_path / "c", 5, 10, 15, keep=2)
     assert names(tmp_path / "c") == ["10", "15"]
@@ -46,14 +46,14 @@ def test_what_was_saved_is_loaded_whole_or_in_part(tmp_path):
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=tmp_path / "c" / "15", check=True)
 
 
-def test_the_best_are_kept_besides(tmp_path):
+def test_the_best_are_kept_in_addition(tmp_path):
     with Checkpoints(tmp_path, keep=1, best=2) as checkpoints:
         for step, loss in enumerate([0.5, 0.2, 0.9, 0.1, 0.7, 0.3]):
             checkpoints.save(step, {"step": jnp.int32(step)}, {}, loss)
     assert names(tmp_path) == ["1", "3", "5"]
 
 
-def test_one_that_is_asked_for_is_found(tmp_path):
+def test_find_takes_a_step_or_best(tmp_path):
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         for step, loss in enumerate([0.5, 0.2, 0.9]):
             checkpoints.save(step, {"step": jnp.int32(step)}, {}, loss)
@@ -68,7 +68,7 @@ def test_one_that_is_asked_for_is_found(tmp_path):
         Checkpoints(tmp_path / "empty").find("best")
 
 
-def test_a_save_holds_the_state_of_its_moment_whatever_is_donated_meanwhile(tmp_path):
+def test_a_copy_is_unaffected_by_later_donation(tmp_path):
     step = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
     now = sharding.create(lambda: state(0.0), EVERYWHERE)
     with Checkpoints(tmp_path, keep=5) as checkpoints:
@@ -85,8 +85,8 @@ def test_a_save_holds_the_state_of_its_moment_whatever_is_donated_meanwhile(tmp_
             chex.assert_trees_all_equal(checkpoints.load(i, ABSTRACT), state(float(i)))
 
 
-def test_orbax_is_given_the_memory_of_the_copy_itself(tmp_path, monkeypatch):
-    """On CPU; numpy arrays take Orbax half the time."""
+def test_orbax_receives_the_memory_of_the_copy_itself(tmp_path, monkeypatch):
+    """On CPU; Orbax writes numpy arrays in half the time."""
     seen, begin = [], ocp.save_checkpointables_async
     recorded = lambda folder, parts, **options: seen.append(parts) or begin(folder, parts, **options)  # noqa: E731
     monkeypatch.setattr(ocp, "save_checkpointables_async", recorded)
@@ -97,7 +97,7 @@ def test_orbax_is_given_the_memory_of_the_copy_itself(tmp_path, monkeypatch):
     assert copied["params"]["w"].unsafe_buffer_pointer() == parts["params"]["w"].ctypes.data
 
 
-def test_an_unfinished_save_is_passed_over_and_removed_by_the_run_alone(tmp_path):
+def test_an_unfinished_save_is_skipped_and_deleted_only_by_its_run(tmp_path):
     save(tmp_path, 5, keep=1)
     unfinished = tmp_path / "10.unfinished"
     shutil.copytree(tmp_path / "5", unfinished)
@@ -108,7 +108,7 @@ def test_an_unfinished_save_is_passed_over_and_removed_by_the_run_alone(tmp_path
     assert names(tmp_path) == ["5"]
 
 
-def test_saving_a_step_again_leaves_it_as_it_is(tmp_path):
+def test_saving_a_step_again_keeps_the_first_save(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(5, state(5.0), {})
         checkpoints.save(5, state(6.0), {})
@@ -127,8 +127,8 @@ def flip(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, pathlib.Path.unlink], ids=["truncate", "flip", "unlink"])
-def test_whichever_file_is_damaged_the_one_before_is_taken_and_it_is_said(tmp_path, damage):
-    """Each file of a checkpoint, the sums among them; nothing that was damaged is loaded, nor lost from the disk."""
+def test_if_any_file_is_damaged_the_previous_checkpoint_is_used_and_reported(tmp_path, damage):
+    """Any file of a checkpoint, including the checksums; a damaged checkpoint is neither loaded nor deleted."""
     save(tmp_path / "good", 5, 10)
     files = [path.relative_to(tmp_path / "good") for path in (tmp_path / "good" / "10").rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"SHA256SUMS", "metadata.json", "_METADATA", "manifest.ocdbt"}
@@ -139,7 +139,7 @@ def test_whichever_file_is_damaged_the_one_before_is_taken_and_it_is_said(tmp_pa
         shutil.copytree(tmp_path / "good", folder)
         damage(folder / file)
         with Checkpoints(folder, report=said.append) as checkpoints:
-            assert [checkpoints.latest, checkpoints.latest] == [5, 5], "and it is said once"
+            assert [checkpoints.latest, checkpoints.latest] == [5, 5], "and it is reported once"
         assert len(said) == 1, said
         assert f"checkpoint {folder}/10 is damaged, " in said[0]
         assert "step 5 is used instead of 10" in said[0]
@@ -160,14 +160,14 @@ def test_a_damaged_checkpoint_is_set_aside_by_the_next_save(tmp_path):
     assert names(tmp_path) == ["10", "10.damaged", "8"]
 
 
-def test_where_all_are_damaged_nothing_is_taken_for_a_fresh_start(tmp_path):
+def test_if_all_are_damaged_it_is_an_error_and_no_fresh_start(tmp_path):
     (tmp_path / "5").mkdir()
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"all are damaged: 5: SHA256SUMS is missing"):
         assert checkpoints.latest
 
 
-def test_a_checkpoint_that_cannot_be_read_is_refused_and_not_passed_over(tmp_path, monkeypatch):
-    """It may be whole, for example if a network drive is away for a moment."""
+def test_a_checkpoint_that_cannot_be_read_is_an_error_and_not_skipped(tmp_path, monkeypatch):
+    """It may be intact, for example if a network drive is briefly unavailable."""
     save(tmp_path, 5, 10)
 
     def away(self, *args, **options):
@@ -178,7 +178,7 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_and_not_passed_over(tmp_pat
         assert checkpoints.latest
 
 
-def test_other_arrays_are_refused_in_one_line(tmp_path):
+def test_arrays_of_other_shapes_are_refused_in_one_line(tmp_path):
     save(tmp_path, 5)
     for other in ({"params": {"w": jnp.zeros((7, 3))}}, {"ema": jnp.zeros(3)}):
         with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"checkpoint in .*/5, cannot read it") as e:
@@ -197,7 +197,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_costs_nothing_but_the_save(small_disk):
+def test_a_full_disk_costs_only_the_save(small_disk):
     key, said = jax.random.key(0), []
     numbers = lambda step: {"w": jax.random.normal(jax.random.fold_in(key, step), (700_000,))}  # 2.8 MB # noqa: E731
     with Checkpoints(small_disk / "c", keep=1, report=said.append) as checkpoints:
@@ -208,7 +208,7 @@ def test_a_full_disk_costs_nothing_but_the_save(small_disk):
         checkpoints.save(2, checkpoints.copy(2, numbers(2)), {})
         checkpoints.wait()
         assert checkpoints.failed
-        assert names(small_disk / "c") == ["1"], "the good one is kept, and what was written of the other removed"
+        assert names(small_disk / "c") == ["1"], "the good one is kept, and the partial files of the other are deleted"
         assert "CANNOT SAVE step 2" in said[-1]
         assert "step 1 is kept" in said[-1]
         assert len(said) == 1
@@ -232,9 +232,9 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     assert "there is no earlier checkpoint" in said[0]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux alone")
-def test_a_copy_that_has_no_room_is_reported(tmp_path):
-    """At the first try and at a later one, for which the error is of another type."""
+@pytest.mark.skipif(sys.platform != "linux", reason="memory can be limited only on Linux")
+def test_a_copy_that_runs_out_of_memory_is_reported(tmp_path):
+    """At the first attempt and at a later one, when the error has another type."""
     code = """if True:
         import resource, sys, jax, jax.numpy as jnp
         from ddpm_jax.runs.checkpoints import Checkpoints
@@ -260,8 +260,8 @@ def test_a_copy_that_has_no_room_is_reported(tmp_path):
     assert names(tmp_path) == ["5"]
 
 
-def test_a_process_ends_at_once_after_a_save_that_failed(tmp_path):
-    """Threads that wait for a folder which nobody can make would hold it up for minutes."""
+def test_a_process_ends_immediately_after_a_failed_save(tmp_path):
+    """Orbax threads waiting for a folder that cannot be created would delay it for minutes."""
     (tmp_path / "file").write_text("")
     code = """if True:
         import sys, jax.numpy as jnp

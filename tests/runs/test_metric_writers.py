@@ -9,18 +9,18 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_metrics_are_one_object_a_line(tmp_path):
+def test_metrics_are_one_object_per_line(tmp_path):
     writer = metric_writers.Jsonl(tmp_path / "metrics.jsonl")
     writer.write(100, {"loss": 0.5, "images_per_second": 10.0})
     writer.write(200, {"loss": 0.25})
     assert lines(tmp_path / "metrics.jsonl") == [
         {"step": 100, "loss": 0.5, "images_per_second": 10.0},
         {"step": 200, "loss": 0.25},
-    ], "also before it is closed"
+    ], "even before it is closed"
     writer.close()
 
 
-def test_lines_for_which_there_is_no_room_are_written_later_each_once(tmp_path):
+def test_lines_that_a_full_disk_refused_are_written_later_each_once(tmp_path):
     writer = metric_writers.Jsonl(tmp_path / "metrics.jsonl")
     whole, writer._file = writer._file, Full(5)
     for step in (1, 2):
@@ -35,7 +35,7 @@ def test_lines_for_which_there_is_no_room_are_written_later_each_once(tmp_path):
 
 
 class Full:
-    """A file on a disk that takes so many bytes more."""
+    """A file on a disk with room for a given number of bytes."""
 
     def __init__(self, room):
         self.room, self.written = room, b""
@@ -49,7 +49,7 @@ class Full:
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 400, "lo', '{"step": 400}'])
-def test_on_resuming_each_step_stands_once(tmp_path, tail):
+def test_after_resuming_each_step_has_one_line(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (100, 200, 300)) + tail)
     writer = metric_writers.Jsonl(path, step=200)
@@ -59,7 +59,7 @@ def test_on_resuming_each_step_stands_once(tmp_path, tail):
 
 
 @pytest.mark.parametrize("line", ["oops}", '{"loss": 1.0}', "[3}"])
-def test_a_file_of_something_else_is_refused_and_kept(tmp_path, line):
+def test_a_file_with_other_content_is_refused_and_kept(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl"):
@@ -77,7 +77,7 @@ def test_tensorboard_writes_events(tmp_path):
     assert b"loss" in event.read_bytes()
 
 
-def test_plain_lines_where_there_is_no_terminal(capsys):
+def test_plain_lines_without_a_terminal(capsys):
     terminal = metric_writers.Terminal(200)
     terminal.begin(0)
     terminal.advance()

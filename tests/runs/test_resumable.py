@@ -20,7 +20,7 @@ def refuse(part):
     raise AssertionError(f"part {part} is measured again")
 
 
-def test_what_is_read_is_what_was_measured(tmp_path):
+def test_stored_results_equal_measured_ones(tmp_path):
     path = tmp_path / "bound.jsonl"
     first = collect(path)
     again = collect(path, measure=refuse)
@@ -32,7 +32,7 @@ def test_what_is_read_is_what_was_measured(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 30])
-def test_a_line_cut_short_is_measured_again(tmp_path, cut):
+def test_an_incomplete_line_is_measured_again(tmp_path, cut):
     path = tmp_path / "bound.jsonl"
     whole = collect(path)
     lines = path.read_text().splitlines(keepends=True)
@@ -49,7 +49,7 @@ def test_a_line_cut_short_is_measured_again(tmp_path, cut):
     assert path.read_text().splitlines(keepends=True) == lines
 
 
-def test_other_settings_begin_anew(tmp_path):
+def test_other_settings_start_the_file_again(tmp_path):
     path = tmp_path / "bound.jsonl"
     collect(path)
     other = {"step": 4, "seed": 0}
@@ -58,7 +58,7 @@ def test_other_settings_begin_anew(tmp_path):
     assert settings == other
 
 
-def test_what_stops_the_measuring_leaves_what_is_done(tmp_path):
+def test_an_error_keeps_earlier_results(tmp_path):
     path = tmp_path / "bound.jsonl"
 
     def breaks(part):

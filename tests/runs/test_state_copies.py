@@ -30,7 +30,7 @@ def test_copies_survive_donation_and_go_to_the_host_if_the_devices_have_no_room(
         before = placed
         copies.append(copy(placed))
         placed = add(placed)
-        assert before["a"].is_deleted(), "or there was nothing to survive"
+        assert before["a"].is_deleted(), "otherwise there is nothing to survive"
     assert asked == [NUM_BYTES]
     for number, copied in enumerate(copies):
         assert {a.sharding.memory_kind for a in jax.tree.leaves(copied)} == {usual if has_room else "pinned_host"}
@@ -38,7 +38,7 @@ def test_copies_survive_donation_and_go_to_the_host_if_the_devices_have_no_room(
         chex.assert_trees_all_equal(jax.device_get(copied), jax.tree.map(lambda a, n=number: a + a.dtype.type(n), expected))
 
 
-def test_a_copy_of_arrays_on_no_mesh():
+def test_a_copy_of_arrays_without_a_mesh():
     copied = state_copies.make_copy(TREE)(TREE)
     chex.assert_trees_all_equal(copied, TREE)
     assert copied["a"].unsafe_buffer_pointer() != TREE["a"].unsafe_buffer_pointer()
@@ -53,7 +53,7 @@ def test_a_copy_of_arrays_on_no_mesh():
     ("gpu", None, False),
 ])  # fmt: skip
 def test_there_is_room_if_two_copies_of_30_bytes_fit_beside_the_peak(monkeypatch, platform, stats, has_room):
-    """On every device; and there is none if a device does not say, unless its memory is the host's."""
+    """On every device; a device without statistics has no room, unless its memory is the host's."""
     devices = [
         types.SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 0, "bytes_limit": 100}),
         types.SimpleNamespace(memory_stats=lambda: stats),

@@ -25,7 +25,7 @@ def test_a_workdir_belongs_to_its_config(tmp_path, capsys):
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
-def test_a_workdir_is_locked_while_a_run_is_alive_and_free_after_it_was_killed(tmp_path):
+def test_a_workdir_is_locked_while_its_run_is_alive_and_released_when_it_is_killed(tmp_path):
     mine = dataclasses.replace(BASE, workdir=str(tmp_path))
     code = (
         "import sys, time; from ddpm_jax.config import Config; from ddpm_jax.runs.workdir import claim\n"

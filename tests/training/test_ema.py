@@ -6,7 +6,7 @@ import pytest
 
 from ddpm_jax.training import ema
 
-SHARES = {
+RATES = {
     "exponential": ema.exponential(0.999),
     "warm": ema.exponential(0.999, warmup=True),
     "half-life": ema.half_life(500.0, batch_size=64),
@@ -15,27 +15,27 @@ SHARES = {
 }
 
 
-def track(share, values):
-    """The average after each update by a row of values [N, D]."""
+def track(rate, values):
+    """The average after each update, for values [N, D]."""
 
     def step(average, at):
         n, value = at
-        average = ema.update(average, value, n, share)
+        average = ema.update(average, value, n, rate)
         return average, average
 
     start = jnp.full(values.shape[1:], 5.0)
     return jax.lax.scan(step, start, (jnp.arange(len(values)), jnp.asarray(values, jnp.float32)))[1]
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", RATES)
 def test_the_first_update_is_a_copy(name):
-    assert ema.update(jnp.float32(5.1), jnp.float32(0.7), jnp.int32(0), SHARES[name]) == jnp.float32(0.7)
+    assert ema.update(jnp.float32(5.1), jnp.float32(0.7), jnp.int32(0), RATES[name]) == jnp.float32(0.7)
 
 
-@pytest.mark.parametrize("name", SHARES)
-def test_what_does_not_change_stays_its_own_average(name):
+@pytest.mark.parametrize("name", RATES)
+def test_the_average_of_a_constant_is_the_constant(name):
     values = np.full((300, 1), 0.7)
-    np.testing.assert_array_equal(track(SHARES[name], values), jnp.asarray(values, jnp.float32))
+    np.testing.assert_array_equal(track(RATES[name], values), jnp.asarray(values, jnp.float32))
 
 
 def test_exponential_is_the_weighted_sum_of_all_parameters():
@@ -55,8 +55,8 @@ def test_warm_up_forgets_the_start_and_ends_at_the_decay():
     assert late[0] == late[1]
 
 
-def test_a_half_life_halves_whatever_the_batch():
-    """Twelve half-lives of 512 images after a first update, a step of 1 has come all but 2^-12 of its way."""
+def test_a_half_life_is_independent_of_the_batch_size():
+    """After a first update and k half-lives of 512 images, the average of a unit step is 1 - 2^-k, for k up to 12."""
     for batch_size in (64, 128):
         values = np.ones((1 + 12 * 512 // batch_size, 1))
         values[0] = 0
@@ -65,8 +65,8 @@ def test_a_half_life_halves_whatever_the_batch():
 
 
 @pytest.mark.parametrize("width", [0.03, 0.1, 0.25, ema.MAX_WIDTH])
-def test_power_functions_have_their_width_and_weights(width):
-    """The weights that a float64 recursion gives, and their standard deviation, sigma_rel of the length of the run."""
+def test_power_functions_have_the_right_width_and_weights(width):
+    """The weights of a float64 recursion; their standard deviation is sigma_rel times the length of the run."""
     num_steps = 2000
     found = track(ema.power(width), np.eye(num_steps)[:, ::40])[-1]
     weights = oracles.power_weights(num_steps, num_steps, width)
@@ -76,7 +76,7 @@ def test_power_functions_have_their_width_and_weights(width):
     np.testing.assert_allclose(spread, width, rtol=1e-3)
 
 
-def test_the_widest_is_the_mean():
+def test_the_maximum_width_is_the_mean():
     values = np.random.default_rng(0).normal(size=(50, 3))
     np.testing.assert_allclose(track(ema.power(ema.MAX_WIDTH), values)[-1], values.mean(axis=0), atol=1e-6)
 
@@ -86,8 +86,8 @@ def snapshots(every, num_steps, widths):
 
 
 @pytest.mark.parametrize("width", [0.03, 0.075, 0.15, 0.2])
-def test_a_reconstruction_is_the_best_that_snapshots_can_give(width):
-    """Next to numpy's least squares on whole profiles, float64; 24 snapshots of two widths come within 3 %."""
+def test_a_reconstruction_is_the_best_possible_from_its_snapshots(width):
+    """Compared with numpy's least squares on whole profiles in float64; 24 snapshots of two widths are within 3 %."""
     num_steps, kept = 1920, snapshots(80, 1920, (0.05, 0.1))
     profiles = np.stack([oracles.power_weights(n, num_steps, w) for n, w in kept], axis=1)
     wanted = oracles.power_weights(num_steps, num_steps, width)
@@ -99,29 +99,29 @@ def test_a_reconstruction_is_the_best_that_snapshots_can_give(width):
     assert abs(found.sum() - 1) < 1e-6
 
 
-def test_a_reconstruction_of_parameters_is_the_average_that_was_tracked():
-    """Parameters that wander as in training: reconstructed at three widths, next to averages of those widths."""
+def test_a_reconstruction_of_parameters_matches_the_tracked_average():
+    """A random walk of parameters, reconstructed at three widths and compared with averages tracked at those widths."""
     num_steps, rng = 1920, np.random.default_rng(0)
     values = 1 + rng.normal(size=(num_steps, 50)).cumsum(axis=0) / num_steps**0.5
     tracked = {width: np.asarray(track(ema.power(width), values), np.float64) for width in (0.05, 0.075, 0.1, 0.15, 0.2)}
     kept = snapshots(60, num_steps, (0.05, 0.1))
     for width in (0.075, 0.15, 0.2):
-        share = ema.coefficients(*zip(*kept, strict=True), num_steps, width)
-        made = sum(c * tracked[w][n - 1] for c, (n, w) in zip(share, kept, strict=True))
+        weights = ema.coefficients(*zip(*kept, strict=True), num_steps, width)
+        made = sum(c * tracked[w][n - 1] for c, (n, w) in zip(weights, kept, strict=True))
         error = np.abs(made - tracked[width][-1]).max()
         assert error < 2e-3, (width, error)
-        assert np.abs(tracked[0.1][-1] - tracked[width][-1]).max() > 20 * error, "no stored one would do"
+        assert np.abs(tracked[0.1][-1] - tracked[width][-1]).max() > 20 * error, "no stored average would pass"
 
 
-def test_a_reconstruction_of_what_is_stored_is_that():
+def test_a_reconstruction_of_a_stored_average_is_that_average():
     kept = snapshots(100, 800, (0.05, 0.1))
     for n, width in kept:
-        share = ema.coefficients(*zip(*kept, strict=True), n, width)
-        np.testing.assert_allclose(share, [float((n, width) == one) for one in kept], atol=1e-6)
+        weights = ema.coefficients(*zip(*kept, strict=True), n, width)
+        np.testing.assert_allclose(weights, [float((n, width) == one) for one in kept], atol=1e-6)
 
 
 @pytest.mark.parametrize("width", [0.0, -0.1, 0.289, float("nan")])
-def test_widths_that_no_power_function_has_are_refused(width):
+def test_widths_out_of_range_are_refused(width):
     with pytest.raises(ValueError, match=r"width: expected above 0 and at most 0\.2887"):
         ema.power(width)
 
@@ -132,6 +132,6 @@ def test_half_lives_out_of_range_are_refused(num_images):
         ema.half_life(num_images, 1)
 
 
-def test_nothing_is_made_of_nothing():
+def test_a_reconstruction_needs_a_snapshot():
     with pytest.raises(ValueError, match="expected at least one snapshot"):
         ema.coefficients([], [], 10, 0.1)

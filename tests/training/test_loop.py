@@ -38,7 +38,7 @@ class Recorder:
 
 
 class Saves:
-    """Stands in for a Saver: remembers what was saved when."""
+    """Stands in for a Saver: records the sums at each save."""
 
     def __init__(self, log, every, works=True):
         self.log, self.every, self.works, self.sums = log, every, works, {}
@@ -57,7 +57,7 @@ class Saves:
 
 
 class Averages:
-    """Stands in for Snapshots: remembers at which step one was saved, and what."""
+    """Stands in for Snapshots: records the steps and values of saves."""
 
     def __init__(self, every):
         self.every, self.saved = every, {}
@@ -70,7 +70,7 @@ class Averages:
 
 
 def counting_step(state, batch, frozen):
-    """Loss n + 1 at step n, not finite where the batch says so."""
+    """Loss n + 1 at step n; not finite if the batch has a pixel above 200."""
     is_finite = batch["image"].max() <= 200
     in_a_row = jnp.where(is_finite, 0, state.skipped.in_a_row + 1)
     skipped = Skipped(state.skipped.total + ~is_finite, in_a_row)
@@ -100,7 +100,7 @@ def run(
     saves, preemption = Saves(log, every["save"], works), Preemption()
 
     class Data:
-        """Has the signal come while a step is under way."""
+        """Delivers the signal during a step."""
 
         def __next__(self):
             batch = next(images if batches is None else batches)
@@ -121,7 +121,7 @@ def run(
     return last, recorder, saves, drawn
 
 
-def test_saves_and_draws_when_due_and_at_the_end():
+def test_saves_and_samples_when_due_and_at_the_end():
     last, recorder, saves, drawn = run()
     assert (int(last.step), list(saves.sums), drawn) == (10, [4, 8, 10], [6, 10])
     assert recorder.advanced == 10
@@ -133,7 +133,7 @@ def test_snapshots_are_saved_when_due():
     run(start=4, num_steps=12, snapshot=4, steps_per_call=2)
 
 
-def test_a_state_is_logged_drawn_and_saved_before_the_next_step_overwrites_it(monkeypatch):
+def test_a_state_is_logged_sampled_and_saved_before_the_next_step_overwrites_it(monkeypatch):
     events, compile_step, save, add = [], loop.compile_step, Saves.save, MetricLog.add
 
     def watched(*args):
@@ -152,13 +152,13 @@ def test_a_state_is_logged_drawn_and_saved_before_the_next_step_overwrites_it(mo
     ]  # fmt: skip
 
 
-def test_hooks_are_given_the_average_that_was_asked_for():
+def test_hooks_receive_the_requested_average():
     given = {}
     run(num_steps=6, draw=lambda step, params: given.update({step: np.asarray(params)}))
     np.testing.assert_array_equal(given[6], np.ones(1))
 
 
-def test_what_is_saved_and_drawn_does_not_count_as_training(monkeypatch):
+def test_saving_and_sampling_do_not_count_as_training_time(monkeypatch):
     monkeypatch.setattr(
         Saves, "save", lambda self, *args, save=Saves.save, **last: time.sleep(0.3) or save(self, *args, **last)
     )
@@ -166,21 +166,21 @@ def test_what_is_saved_and_drawn_does_not_count_as_training(monkeypatch):
     assert min(figures["images_per_second"] for figures in recorder.written.values()) > 4 * 4 / 0.5
 
 
-def test_lines_are_means_whatever_is_saved_between():
+def test_lines_are_means_regardless_of_saves_in_between():
     _, recorder, _, _ = run(num_steps=12)
     assert {step: figures["loss"] for step, figures in recorder.written.items()} == {5: 3.0, 10: 8.0, 12: 11.5}
     timings = {"images_per_second", "data_wait", "memory_gib"}
     for figures in recorder.written.values():
         expected = {"grad_norm": 0.5, "param_norm": 2.0, "skipped": 0, "loss_q1": 1.0, "loss_q2": 2.0, "loss_q3": 1.5}
         assert {name: value for name, value in figures.items() if name in expected} == expected
-        assert set(figures) == set(expected) | timings | {"loss", "learning_rate"}, "of the first quarter there were none"
+        assert set(figures) == set(expected) | timings | {"loss", "learning_rate"}, "the first quartile had no examples"
         assert figures["images_per_second"] > 0
         assert 0 <= figures["data_wait"] <= 1
         assert 0.01 < figures["memory_gib"] < 100
 
 
-def test_going_on_writes_what_an_unbroken_run_writes():
-    """From a save between two lines, by the sums that are saved."""
+def test_a_resumed_run_writes_the_lines_of_an_uninterrupted_one():
+    """From a save between two lines, by the saved sums."""
     exact = lambda recorder: {step: (f["loss"], f["loss_q3"]) for step, f in recorder.written.items()}  # noqa: E731
     _, whole, saves, _ = run()
     _, rest, _, _ = run(start=8, sums=saves.sums[8])
@@ -188,21 +188,21 @@ def test_going_on_writes_what_an_unbroken_run_writes():
 
 
 @pytest.mark.parametrize("start", [0, 3])
-def test_several_steps_a_call_do_what_single_ones_do(start):
-    """From a step within a call, to a step within another."""
+def test_several_steps_per_dispatch_equal_single_ones(start):
+    """From a step inside a dispatch to a step inside another."""
     every = {"log": 4, "num_steps": 13, "start": start, "broken_steps": [6]}
     exact = lambda recorder: {step: (f["loss"], f["loss_q3"], f["skipped"]) for step, f in recorder.written.items()}  # noqa: E731
-    one, told, saves, drawn = run(**every)
-    two, told_by_two, saves_by_two, drawn_by_two = run(**every, steps_per_call=2)
+    one, by_one, saves, drawn = run(**every)
+    two, by_two, saves_by_two, drawn_by_two = run(**every, steps_per_call=2)
     assert int(two.step) == int(one.step) == 13
-    assert (exact(told_by_two), told_by_two.advanced) == (exact(told), 13 - start)
-    assert list(exact(told)) == [4, 8, 12, 13]
+    assert (exact(by_two), by_two.advanced) == (exact(by_one), 13 - start)
+    assert list(exact(by_one)) == [4, 8, 12, 13]
     assert (saves_by_two.sums, drawn_by_two) == (saves.sums, drawn)
-    assert [line for line in told_by_two.said if "step 6 is skipped" in line]
+    assert [line for line in by_two.said if "step 6 is skipped" in line]
 
 
-def test_a_call_takes_no_longer_than_a_signal_may_wait(monkeypatch):
-    """Once the second has told that a step takes too long for more than one; the first has other things to do."""
+def test_a_dispatch_takes_no_longer_than_a_signal_may_wait(monkeypatch):
+    """As measured on the second dispatch, if steps are too slow for more than one; the first includes other work."""
     assert [loop.largest_dispatch(10, seconds) for seconds in (0.017, 0.2, 0.21, 0.4, 0.5, 1.1, 60)] == [10, 10, 5, 5, 2, 1, 1]
     nums, put = [], loop._Feed.put
     monkeypatch.setattr(loop._Feed, "put", lambda self: nums.append(len(self.queued)) or put(self))
@@ -217,7 +217,7 @@ def test_a_call_takes_no_longer_than_a_signal_may_wait(monkeypatch):
     assert means[0] == means[1]
 
 
-def test_steps_a_call_are_one_on_cpu_and_elsewhere_as_many_as_fit(monkeypatch):
+def test_steps_per_dispatch_are_1_on_cpu_and_elsewhere_as_many_as_divide_the_intervals(monkeypatch):
     assert loop.default_steps_per_call([100, 500]) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert [loop.default_steps_per_call(steps) for steps in ([100, 500], [1, 500], [45, 500], [28, 1000])] == [
@@ -228,25 +228,25 @@ def test_steps_a_call_are_one_on_cpu_and_elsewhere_as_many_as_fit(monkeypatch):
     ]
 
 
-def test_a_signal_or_data_that_end_within_a_call():
+def test_a_signal_or_the_end_of_the_data_within_a_dispatch():
     def batches():
         yield from ({"image": np.full((4, 2, 2, 1), n, np.uint8)} for n in range(6))
         raise OSError("the drive is gone")
 
     error, _, saves, _ = run(ends=5, steps_per_call=4)
-    assert str(error).startswith("ended by SIGTERM; step 4 is saved"), "it comes when the batches of the next call are read"
+    assert str(error).startswith("ended by SIGTERM; step 4 is saved"), "it arrives while the next batches are read"
     assert list(saves.sums) == [4]
     error, recorder, saves, _ = run(batches=batches(), steps_per_call=4)
     assert str(error).startswith("cannot read the batch of step 7: OSError: the drive is gone; step 6 is saved")
     assert (list(saves.sums), recorder.advanced) == ([4, 6], 6)
 
 
-def test_nothing_is_left_to_do():
+def test_a_finished_run_returns_immediately():
     last, recorder, saves, drawn = run(start=10)
     assert (int(last.step), saves.sums, drawn, recorder.written) == (10, {}, [], {})
 
 
-def test_a_step_that_is_skipped_is_said_and_left_out_of_the_means():
+def test_a_skipped_step_is_reported_and_excluded_from_the_means():
     last, recorder, _, _ = run(broken_steps=[2, 7, 8])
     assert int(last.step) == 10
     assert [line for line in recorder.said if "skipped" in line] == [
@@ -256,7 +256,7 @@ def test_a_step_that_is_skipped_is_said_and_left_out_of_the_means():
     assert {step: (f["loss"], f["skipped"]) for step, f in recorder.written.items()} == {5: (3.25, 1), 10: (25 / 3, 3)}
 
 
-def test_too_many_skipped_in_a_row_end_the_run():
+def test_too_many_consecutive_skipped_steps_end_the_run():
     error, recorder, saves, _ = run(num_steps=100, broken_steps=range(31, 90), save=10)
     assert isinstance(error, FloatingPointError)
     assert "not finite at step 50" in str(error)
@@ -268,18 +268,18 @@ def test_a_signal_ends_the_run_after_the_step_and_a_save():
     error, recorder, saves, drawn = run(ends=7)
     assert isinstance(error, EarlyExit)
     assert (error.code, str(error)) == (143, "ended by SIGTERM; step 7 is saved; repeat the command to resume")
-    assert (list(saves.sums), drawn, list(recorder.written)) == ([4, 7], [6], [5]), "no line that an unbroken run has not"
+    assert (list(saves.sums), drawn, list(recorder.written)) == ([4, 7], [6], [5]), "only lines of an uninterrupted run"
     error, *_ = run(ends=7, works=False)
     assert (error.code, str(error)) == (143, "ended by SIGTERM; step 7 is NOT SAVED; repeat the command to resume")
 
 
-def test_a_last_state_that_is_not_saved_is_an_error():
+def test_an_unsaved_last_state_is_an_error():
     error, *_ = run(works=False)
     assert (error.code, str(error)) == (1, "step 10 is NOT SAVED; repeat the command to resume")
 
 
 @pytest.mark.parametrize("error", [OSError("the drive is gone"), SystemExit(3)])
-def test_data_that_end_cost_no_step(error):
+def test_the_end_of_the_data_costs_no_step(error):
     def batches():
         yield from ({"image": np.full((4, 2, 2, 1), n, np.uint8)} for n in range(6))
         raise error
@@ -292,7 +292,7 @@ def test_data_that_end_cost_no_step(error):
 
 
 class FailingCheckpoints:
-    """Of which the saves at the given steps fail."""
+    """Stands in for Checkpoints: saves at the given steps fail."""
 
     def __init__(self, *failing):
         self.failing, self.failed, self.saved = failing, False, []
@@ -312,7 +312,7 @@ class FailingCheckpoints:
         pass
 
 
-def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch):
+def test_a_failed_save_is_retried_after_a_tenth_of_the_interval(monkeypatch):
     monkeypatch.setattr(saving, "PAUSE", 0)
     recorder = Recorder()
     log = MetricLog(recorder, [recorder], 5, 100, 4)
@@ -325,13 +325,13 @@ def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch)
     assert checkpoints.saved == [48, 80, 120]
     checkpoints = FailingCheckpoints(40)
     saver = saving.Saver(checkpoints, log, {}, every=40)
-    for step in range(5, 121, 5):  # as calls of five steps end
+    for step in range(5, 121, 5):  # as with dispatches of five steps
         if saver.is_due(step):
             saver.save(step, state(step))
     assert checkpoints.saved == [45, 80, 120]
     recorder.full = True
     saver.save(121, state(121))
-    assert checkpoints.failed, "a checkpoint whose lines are not written would lose them"
+    assert checkpoints.failed, "a checkpoint before its lines are written would lose them"
     assert not saver.finish(121, state(121))
     recorder.full = False
     assert saver.finish(121, state(121))
@@ -339,7 +339,7 @@ def test_a_save_that_fails_is_tried_again_after_a_tenth_of_the_time(monkeypatch)
 
 
 def test_an_objectives_metrics_do_not_hide_the_loops_own():
-    """Names are the objective's to choose; its `num` is not taken for the count that version 0.1 kept."""
+    """An objective may use any names; its `num` is not mistaken for the count in checkpoints of version 0.1."""
     recorder = Recorder()
     log = MetricLog(recorder, [recorder], 1, 10, 4)
     now = {"loss": 2.0, "grad_norm": 1.0, "param_norm": 1.0, "learning_rate": 0.1, "skipped": 0, "skipped_in_a_row": 0}
@@ -350,7 +350,7 @@ def test_an_objectives_metrics_do_not_hide_the_loops_own():
     assert (recorder.written[2]["loss"], recorder.written[2]["num"]) == (1.5, 7 / 3)
 
 
-def test_no_copy_of_the_average_stays_after_a_hook():
+def test_the_copy_of_the_average_is_freed_after_a_hook():
     held = []
     _, *_ = run(num_steps=9, draw=lambda step, params: held.append(weakref.ref(params)) if step < 9 else held.append(held[0]()))
     assert held[1] is None

@@ -18,7 +18,7 @@ SCHEDULE = schedules.linear(1000)
 
 
 class Tiny(nn.Module):
-    """Small enough to compile at once; has dropout, and looks at t."""
+    """Compiles fast; has dropout, and depends on t."""
 
     dropout: float = 0.3
 
@@ -92,7 +92,7 @@ def test_the_gradient_is_clipped_by_its_global_norm_and_reported_unclipped():
     np.testing.assert_allclose(moved, 1.0, rtol=1e-4)
 
 
-def test_everything_random_follows_the_step():
+def test_all_randomness_follows_the_step():
     train_step, state = jax.jit(make(random_flip=True)), new_state()
     loss_at = lambda n: float(train_step(state._replace(step=jnp.int32(n)), BATCH)[1]["loss"])  # noqa: E731
     losses = [loss_at(n) for n in range(5)]
@@ -102,7 +102,7 @@ def test_everything_random_follows_the_step():
 
 @pytest.mark.parametrize("key", ["loss", "dropout", "flip"])
 def test_each_stream_matters(key, monkeypatch):
-    """Were a stream a constant, replacing it by another would change nothing."""
+    """If a stream were constant, replacing it by another would change nothing."""
     original = keys.stream
     train_step = lambda: jax.jit(make(random_flip=True))(new_state(), BATCH)[1]["loss"]  # noqa: E731
     before = train_step()
@@ -111,7 +111,7 @@ def test_each_stream_matters(key, monkeypatch):
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
-    """As if the batch had not been: the step after it does what it would have done at once, but for its random numbers."""
+    """The next step does what it would have done without this batch, except for its random numbers."""
     of = factory.make_loss(Loss(), Diffusion(), SCHEDULE)
     broken = lambda key, predict, x0, ids, t: of(key, predict, x0, ids, t) * jnp.where(x0.max() < 1, 1, jnp.nan)  # noqa: E731
     objective = make_objective("importance", broken)
@@ -131,7 +131,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     np.testing.assert_allclose(metrics["learning_rate"], 1.01e-3, rtol=1e-6)
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
+def test_a_gradient_that_is_not_finite_is_skipped_even_if_the_loss_is_finite():
     of = lambda key, predict, x0, ids, t: jnp.sqrt(jnp.mean(predict(x0, t) * 0, (1, 2, 3)))  # noqa: E731
     train_step = jax.jit(make(of=of))
     before = new_state()
@@ -142,8 +142,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
 
 
 @pytest.mark.parametrize("times", ["uniform", "importance"])
-def test_accumulated_microbatches_are_the_full_batch(times):
-    """Flips, dropout, times and noise are those of the full batch; clipping binds; 50 steps, at every one of them."""
+def test_accumulated_microbatches_equal_the_full_batch(times):
+    """At each of 50 steps, with the flips, dropout, times and noise of the full batch, and with active clipping."""
     one, four = (jax.jit(make(times=times, random_flip=True, accumulate=n)) for n in (1, 4))
     whole = parts = new_state(make_objective(times))
     clipped = 0
@@ -163,21 +163,21 @@ def test_accumulated_microbatches_are_the_full_batch(times):
 
 
 def test_microbatches_are_not_in_a_loop_on_cpu():
-    """Where the gradient of a convolution is 20 times slower within one."""
+    """The gradient of a convolution is 20 times slower inside a loop on CPU."""
     programs = [jax.jit(make(accumulate=n)).lower(new_state(), BATCH).compile().as_text() for n in (1, 4)]
     one, four = (program.count("conv_general_dilated") for program in programs)
     assert four > 2 * one > 0
 
 
-def test_several_steps_are_single_ones_and_however_they_are_parted_the_same_bits():
+def test_several_steps_equal_single_ones_and_give_the_same_bits_however_they_are_split():
     rows = {"image": np.random.default_rng(0).integers(0, 256, (5, 8, 8, 8, 1), np.uint8)}
     single = step.make_train_step(KEY, make_objective(), OPTIMIZER, LEARNING_RATE, AVERAGES)
     five, one = jax.jit(lambda state, ahead: step.multi_step(single)(state, ahead, ())), jax.jit(make())
     state, metrics = five(new_state(), (rows, 5))
-    parted, first = five(new_state(), (rows, 3))
+    split, first = five(new_state(), (rows, 3))
     np.testing.assert_array_equal(first["loss"][3:], 0)
-    parted, rest = five(parted, ({"image": np.resize(rows["image"][3:], rows["image"].shape)}, 2))
-    chex.assert_trees_all_equal(parted, state)
+    split, rest = five(split, ({"image": np.resize(rows["image"][3:], rows["image"].shape)}, 2))
+    chex.assert_trees_all_equal(split, state)
     both = jax.tree.map(lambda a, b: np.concatenate([a[:3], b[:2]]), first, rest)
     chex.assert_trees_all_equal(both, jax.device_get(metrics))
     singly = new_state()
@@ -191,7 +191,7 @@ def test_several_steps_are_single_ones_and_however_they_are_parted_the_same_bits
     chex.assert_trees_all_close(alone, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_losses_by_quarters_of_the_times():
+def test_losses_by_timestep_quartile():
     _, metrics = jax.jit(make(times="stratified"))(new_state(), BATCH)
     sums, counts = zip(*(metrics["objective"][f"loss_q{i}"] for i in range(4)), strict=True)
     np.testing.assert_array_equal(counts, [2, 2, 2, 2])
@@ -208,7 +208,7 @@ def test_the_state_is_donated_and_no_buffer_is_shared():
     assert len(set(pointers)) == len(pointers)
 
 
-def test_averages_follow_the_parameters_each_at_its_own_pace():
+def test_averages_follow_the_parameters_each_at_its_own_rate():
     train_step = jax.jit(make())
     first, _ = train_step(new_state(), BATCH)
     second, _ = train_step(first, BATCH)
@@ -221,7 +221,7 @@ def test_averages_follow_the_parameters_each_at_its_own_pace():
 
 
 @pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
-def test_times_are_drawn_as_asked_and_importance_remembers(times):
+def test_times_are_drawn_as_configured_and_importance_sampling_remembers_losses(times):
     state = new_state(make_objective(times))
     assert ("history" in state.parts()) == (times == "importance")
     train_step = jax.jit(make(times=times))
@@ -235,8 +235,8 @@ def test_times_are_drawn_as_asked_and_importance_remembers(times):
         assert state.history == ()
 
 
-class Told(nn.Module):
-    """Predicts nothing but a number for its label: 3 of none, and otherwise 0, 1 or 2."""
+class LabelShift(nn.Module):
+    """Predicts a single number per label: 0, 1 and 2, and 3 for unconditional."""
 
     @nn.compact
     def __call__(self, x_t, t, labels=None, *, train=False, dropout_keys=None):
@@ -244,8 +244,8 @@ class Told(nn.Module):
         return jnp.zeros_like(x_t) + shift[labels][:, None, None, None]
 
 
-def test_labels_reach_the_network_and_a_share_is_withheld():
-    """Plain gradient descent moves the entries of the labels that it saw, in proportion to how often it did."""
+def test_labels_reach_the_network_with_label_dropout():
+    """Plain gradient descent moves the entry of each label in proportion to how often it occurred."""
     optimizer = optax.sgd(1.0)
     labels = jnp.array([0, 0, 0, 0, 1, 1, -1, -1])
     batch = {"image": jnp.full((8, 2, 2, 1), 255, jnp.uint8), "label": labels}
@@ -254,9 +254,9 @@ def test_labels_reach_the_network_and_a_share_is_withheld():
     state = state_from_params(params, optimizer, ())
     times = lambda key, history, ids: (jnp.zeros(8, jnp.int32), jnp.ones(8))  # noqa: E731
 
-    def seen(share, steps=1):
+    def seen(dropout, steps=1):
         objective = make_objective(
-            of=of, network=Told(), image_shape=(2, 2, 1), draw_times=times, num_classes=3, label_dropout=share
+            of=of, network=LabelShift(), image_shape=(2, 2, 1), draw_times=times, num_classes=3, label_dropout=dropout
         )
         train_step = jax.jit(make_step(objective, optimizer, {}))
         after = state
@@ -265,15 +265,15 @@ def test_labels_reach_the_network_and_a_share_is_withheld():
         return -after.params["params"]["shift"] / steps
 
     np.testing.assert_allclose(seen(0.0), [0.5, 0.25, 0, 0.25], atol=1e-6)
-    share = 0.3  # of 6 labels in 200 steps: 360 are withheld, to 4 standard deviations of 16
-    found = seen(share, steps=200)
-    assert abs(found[3] - (0.25 + share * 6 / 8)) < 4 * 16 / 1600
+    dropout = 0.3  # of 6 labels in 200 steps: 360 are dropped, with a standard deviation of 16
+    found = seen(dropout, steps=200)
+    assert abs(found[3] - (0.25 + dropout * 6 / 8)) < 4 * 16 / 1600
     assert found[0] > found[1] > 0.1
     np.testing.assert_allclose(found.sum(), 1, atol=1e-5)
 
 
 def test_a_frozen_tree_is_an_argument_of_the_step_and_metrics_add_up_over_microbatches():
-    """An objective that knows no diffusion: the student's distance from a frozen teacher, weighted by example."""
+    """An objective without diffusion: the distance of a student from a frozen teacher, weighted per example."""
 
     def losses(params, key, step, batch, ids, frozen, memory):
         found = (batch["x"] * params["w"] - batch["x"] * frozen["w"]) ** 2
@@ -297,4 +297,4 @@ def test_a_frozen_tree_is_an_argument_of_the_step_and_metrics_add_up_over_microb
         assert metrics["objective"]["error"][1] == 4
         np.testing.assert_array_equal(state.history["seen"], batch["x"])
         other, _ = train_step(init_state(KEY, objective, sgd, ()), batch, {"w": jnp.float32(0.0)})
-        assert other.params["w"] == 0, "the teacher is not part of the program"
+        assert other.params["w"] == 0, "the teacher is an argument, not a constant of the program"
