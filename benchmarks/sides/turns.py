@@ -88,7 +88,8 @@ def _turn(module: str, least: float) -> Turn:
     status = pathlib.Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peak = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
-    return Turn(taken, _ask(module, "memory") or peak)
+    on_gpu = _ask(module, "memory")
+    return Turn(taken, on_gpu if on_gpu > 0 else peak)
 
 
 def _best_rate(module: str, dtype: str) -> float:
