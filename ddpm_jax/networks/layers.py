@@ -147,7 +147,7 @@ class DoubleConv(Conv):
 
 
 class GroupNorm(nn.Module):
-    """Group normalization (Wu & He 2018) in float32, with a scale and a bias per channel, and what follows it elementwise.
+    """Group normalization (Wu & He 2018) in float32, with a scale and a bias per channel, then elementwise functions.
 
         y = scale (x - mean) / sqrt(variance + eps) + bias,    mean and variance over each group and all positions
 
