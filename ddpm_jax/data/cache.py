@@ -17,7 +17,7 @@ class CachedSource(Source):
         max_bytes: Size limit of the cache; a larger source is not cached at all.
 
     Attributes:
-        num_classes: The source's.
+        num_classes: That of the source.
     """
 
     def __init__(self, source: Source, max_bytes: int = 2**30):

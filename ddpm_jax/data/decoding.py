@@ -1,4 +1,4 @@
-"""Image files to arrays: the one decoder for all images that the program reads."""
+"""From image files to arrays: the decoder of all images that the program reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 MAX_PIXELS = 178_956_970
-"""The number of pixels above which Pillow, by default, takes an image for a decompression bomb."""
+"""Pillow's default limit, above which it considers an image a decompression bomb."""
 
 _raised_limit = threading.Lock()
 
@@ -24,7 +24,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation, the transposition that turns an image upright."""
+"""EXIF orientation -> the transposition that makes an image upright."""
 
 
 def decode(
@@ -32,8 +32,8 @@ def decode(
 ) -> np.ndarray:
     """Decodes an image, upright, opaque and 8-bit.
 
-    The image is turned as its EXIF orientation says. Transparent pixels are blended with white, and 16-bit grayscale is
-    scaled to 8 bits. Damaged metadata are ignored.
+    The EXIF orientation is applied, transparent pixels are blended with white, and 16-bit grayscale is scaled to 8 bits.
+    Damaged metadata are ignored.
 
     Args:
         file: The encoded image, at its start.
@@ -46,7 +46,7 @@ def decode(
         uint8 [H, W, channels].
 
     Raises:
-        OSError: the file is not an image, damaged or too large. No other exception is raised, whatever the file holds.
+        OSError: the file is not an image, is damaged, or is too large. No file raises another exception.
     """
     with _opened(file, name, max_pixels) as image:
         image = _opaque(_upright(image))
@@ -58,7 +58,7 @@ def decode(
 
 
 def num_channels(file: BinaryIO, name: str, max_pixels: int | None = MAX_PIXELS) -> int:
-    """1 for a grayscale image, 3 for colour, from the header alone. Arguments and errors are those of `decode`."""
+    """1 for a grayscale image, 3 for colour, from the header alone. Arguments and exceptions are those of `decode`."""
     with _opened(file, name, max_pixels) as image:
         return 1 if Image.getmodebase(image.mode) == "L" else 3
 
@@ -81,7 +81,7 @@ def _opened(file: BinaryIO, name: str, max_pixels: int | None) -> Iterator[Image
 
 
 def _open(file: BinaryIO, max_pixels: int | None) -> Image.Image:
-    """`Image.open`, for large images too. Pillow's limit is a global variable, so it is raised for as short as possible."""
+    """`Image.open`, also for large images. Pillow's limit is a global variable, so it is raised as briefly as possible."""
     try:
         return Image.open(file)
     except Image.DecompressionBombError:

@@ -30,14 +30,13 @@ def folder(path: str | os.PathLike[str], image_size: int, max_pixels: int | None
     one level down, in at least two folders, these are the classes: `label` is the index of the folder's name among the sorted
     names.
 
-    A file whose header is not that of an image, or that is too large, is left out with a warning that names it. One that turns
-    out to be damaged when it is read is replaced by the next readable one, also with a warning.
+    A file is left out with a warning if its header is not that of an image, or if the image is too large. A file that turns out
+    to be damaged when it is read is replaced by the next readable one, also with a warning.
 
     Args:
         path: The folder.
         image_size: Height and width of the items, >= 1.
-        max_pixels: Images of more pixels are left out, by default those that Pillow takes for decompression bombs; None for no
-            limit.
+        max_pixels: Images with more pixels are left out. Default: Pillow's limit, against decompression bombs. None: no limit.
 
     Returns:
         The source; it has one channel if all files are grayscale, else three.
@@ -74,7 +73,7 @@ def _image_files(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _walk(folder: pathlib.Path, containing: frozenset[pathlib.Path]) -> Iterator[pathlib.Path]:
-    """The image files below a folder, unless it is among the real paths of folders that contain the link to it."""
+    """The image files below a folder. It is skipped if `containing`, the real paths of the folders around it, has its own."""
     real = folder.resolve()
     if real in containing:
         return
@@ -117,7 +116,7 @@ class ImageFiles(Source):
         image_size: Height and width of the items, >= 1.
         channels: 1 or 3.
         label: int32 [N], or None.
-        max_pixels: Images of more pixels are treated as damaged; None for no limit.
+        max_pixels: Images with more pixels are treated as damaged; None for no limit.
     """
 
     def __init__(

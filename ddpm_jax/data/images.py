@@ -1,4 +1,4 @@
-"""Images: uint8 on disk and from the loader, [-1, 1] in between."""
+"""Images as arrays: uint8 in files and batches, float32 in [-1, 1] in the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_float(image: jax.Array) -> jax.Array:
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
-    """[-1, 1] to uint8, rounded to the nearest grey value and clipped; the inverse of `to_float`."""
+    """[-1, 1] to uint8, rounded to the nearest 8-bit value and clipped; the inverse of `to_float`."""
     return jnp.clip(jnp.round((x.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
@@ -26,7 +26,7 @@ def random_flip(keys: jax.Array, x: jax.Array) -> jax.Array:
     """Mirrors each image left to right with probability 1/2.
 
     Args:
-        keys: Typed keys [B], one an image.
+        keys: Typed keys [B], one per image.
         x: Images [B, H, W, C].
 
     Returns:
@@ -42,10 +42,10 @@ def grid(image: np.ndarray, gap: int = 1, columns: int | None = None) -> np.ndar
     Args:
         image: uint8 [N, H, W, C].
         gap: Black pixels between images.
-        columns: Images a row; as square as their number allows by default.
+        columns: Images per row; by default, the grid is as square as possible.
 
     Returns:
-        uint8 [rows * (H + gap) - gap, columns * (W + gap) - gap, C]; places without an image are black.
+        uint8 [rows * (H + gap) - gap, columns * (W + gap) - gap, C]; cells without an image are black.
     """
     num, height, width, channels = image.shape
     columns = math.ceil(math.sqrt(num)) if columns is None else columns
@@ -57,13 +57,14 @@ def grid(image: np.ndarray, gap: int = 1, columns: int | None = None) -> np.ndar
 
 
 def save_grid(path: str | os.PathLike[str], image: np.ndarray, max_size: int = 512, columns: int | None = None) -> None:
-    """Writes a grid of images as a PNG, small ones enlarged by whole numbers without smoothing.
+    """Writes a grid of images as a PNG, enlarged by an integer factor without smoothing if it is small.
 
     Args:
-        path: The file; its folder is made where missing.
-        image: uint8 [N, H, W, C], C = 1 or 3; of other numbers the first, as grayscale.
-        max_size: The grid is enlarged while its width stays within this.
-        columns: Images a row; as square as their number allows by default.
+        path: The file; its folder is created if missing.
+        image: uint8 [N, H, W, C]. C = 1 is shown as grayscale, 3 as RGB and 4 as RGBA; otherwise the first channel is shown as
+            grayscale.
+        max_size: The largest width that the grid is enlarged to.
+        columns: Images per row; by default, the grid is as square as possible.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def save_grid(path: str | os.PathLike[str], image: np.ndarray, max_size: int = 5
 
 
 def save(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Writes an image, uint8 [H, W, C], as a PNG of its own size; C as for `save_grid`."""
+    """Writes an image, uint8 [H, W, C], as a PNG of the same size, with channels as in `save_grid`."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sheet(image[None], 0, 1).save(path)
@@ -105,12 +106,12 @@ def load(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarra
 
 
 def save_film(path: str | os.PathLike[str], frames: np.ndarray, seconds: float = 4.0) -> None:
-    """Writes an animated GIF that plays for ever, each frame a grid of images and the last held for a second.
+    """Writes an animated GIF in a loop, each frame a grid of images. The last frame lasts a second.
 
     Args:
         path: The file.
-        frames: uint8 [F, N, H, W, C], C as for `save_grid`.
-        seconds: How long all frames but the last take.
+        frames: uint8 [F, N, H, W, C], with channels as in `save_grid`.
+        seconds: Duration of all frames except the last.
     """
     first, *others = (_sheet(frame, 512, None) for frame in frames)
     durations = [max(int(1000 * seconds / len(frames)), 20)] * len(others) + [1000]
@@ -118,7 +119,7 @@ def save_film(path: str | os.PathLike[str], frames: np.ndarray, seconds: float =
 
 
 def _sheet(image: np.ndarray, max_size: int, columns: int | None) -> Any:
-    from PIL import Image  # here, so that the arithmetic above needs jax alone
+    from PIL import Image  # here, so that the arithmetic above needs only jax
 
     sheet = grid(image, columns=columns)
     scale = max(max_size // sheet.shape[1], 1)

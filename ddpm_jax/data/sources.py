@@ -38,7 +38,7 @@ class Source(Protocol):
 
 
 def check_source(source: Source) -> None:
-    """Raises TypeError for a class of one's own that has no `take`."""
+    """Raises TypeError if a source's class has no `take`."""
     if not callable(getattr(source, "take", None)):
         received = f"{type(source).__name__} without it"
         raise TypeError(f"source: expected a method take(indices), as inherited from sources.Source, received {received}")
@@ -70,12 +70,15 @@ class Arrays(Source):
 
 
 def digits(split: str = "all") -> Source:
-    """The 1,797 handwritten digits bundled with scikit-learn, labelled: uint8 [8, 8, 1], no download.
+    """The 1,797 labelled handwritten digits bundled with scikit-learn, uint8 [8, 8, 1]; no download.
 
     Args:
-        split: "test", every sixth of them; "train", the others; or "all". Another raises ValueError.
+        split: "test", every sixth of them; "train", the others; or "all".
+
+    Raises:
+        ValueError: another split.
     """
-    import sklearn.datasets  # here, since the import takes seconds
+    import sklearn.datasets  # here, because the import takes seconds
 
     data = sklearn.datasets.load_digits()
     image = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
@@ -125,7 +128,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"npz: expected an .npz file, there is none at {path}")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"npz: expected an .npz file, received something else, or a part of one, in {path}")
+        raise ValueError(f"npz: expected an .npz file, received a truncated one or another kind of file, in {path}")
     with path.open("rb") as file:
         try:
             arrays = np.load(file, allow_pickle=False)
@@ -141,7 +144,7 @@ def _spec(array: np.ndarray) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """The old places of `files.folder` and `tfds.tfds`; they go with the next version."""
+    """The old names of `files.folder` and `tfds.tfds`, until the next version."""
     if name not in ("folder", "tfds"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from ddpm_jax.data import files, tfds

@@ -1,4 +1,4 @@
-"""A data set of TensorFlow Datasets as a source."""
+"""Data sets of TensorFlow Datasets as sources."""
 
 from __future__ import annotations
 
@@ -23,45 +23,46 @@ def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None =
     """A data set of TensorFlow Datasets, prepared in the ArrayRecord format; TensorFlow is not needed to read it.
 
     Args:
-        name: Such as "cifar10", "lsun/church_outdoor", "cifar10:3.0.2"; the newest prepared version by default.
+        name: The name of the data set, such as "cifar10", "lsun/church_outdoor" or "cifar10:3.0.2". Without a version, the
+            newest prepared one is used.
         split: A split or a part of one, such as "train" or "train[:90%]".
-        data_dir: Where data sets are prepared; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        image_size: Height and width of the items: the square in the centre is resized to it. None keeps the images
-            as they are, which must then all have one shape.
+        data_dir: The folder of prepared data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        image_size: Height and width of the items, to which the central square is resized. None keeps the images' size, which
+            must then be the same for all.
 
     Returns:
-        The source, with the features `image` and, where there is such a class label, `label`.
+        The source, with the features `image` and, if it is a class label, `label`.
 
     Raises:
-        FileNotFoundError: the data set is not prepared, or in another format; the message has the command to do so.
-        ValueError: an unknown name, configuration or split; a data set without images of 8 bits; images of differing
-            shapes without an image_size.
+        FileNotFoundError: the data set is not prepared, or is in another format; the message has the command to prepare it.
+        ValueError: an unknown name, configuration or split; a data set without 8-bit images; images of various shapes and no
+            image_size.
     """
-    import tensorflow_datasets  # here, since the import takes a second
+    import tensorflow_datasets  # here, because the import takes a second
 
     builder = tensorflow_datasets.builder_from_directory(_newest_version(name, data_dir))
     if tensorflow_datasets.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         raise FileNotFoundError(
-            f"tfds: {name} is prepared in {builder.data_dir}, but not as ArrayRecord; to move that away and prepare it"
-            f" again: mv {shlex.quote(builder.data_dir)} {shlex.quote(builder.data_dir + '.old')} &&"
+            f"tfds: {name} is prepared in {builder.data_dir}, but not as ArrayRecord; to move it away and prepare it again:"
+            f" mv {shlex.quote(builder.data_dir)} {shlex.quote(builder.data_dir + '.old')} &&"
             f" {_prepare_command(name, data_dir)}"
         )
     features = dict(builder.info.features)
     _check_features(name, features, image_size)
-    encoded = tensorflow_datasets.decode.SkipDecoding()  # TFDS itself decodes by OpenCV or Pillow, as installed
+    encoded = tensorflow_datasets.decode.SkipDecoding()  # TFDS would decode with OpenCV or Pillow, whichever is installed
     try:
         records = builder.as_data_source(split, decoders={"image": encoded}, file_format="array_record")
     except ValueError as error:
         names = ", ".join(builder.info.splits)
-        raise ValueError(f"tfds: expected a split of {name}, of {names}, received {split!r}") from error
+        raise ValueError(f"tfds: expected a split of {name}, such as {names}, received {split!r}") from error
     label = features.get("label")
     num_classes = label.num_classes if isinstance(label, tensorflow_datasets.features.ClassLabel) else None
-    Image.init()  # as in `folder`
+    Image.init()  # as in `files.folder`
     return TfdsRecords(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, num_classes, f"{name} {split}")
 
 
 def _newest_version(name: str, data_dir: str | PathLike[str] | None) -> PathLike[str]:
-    """The folder of a prepared data set, found by its name alone: the code that prepares it may need TensorFlow."""
+    """The folder of a prepared data set, found by its name alone, since its builder may need TensorFlow."""
     import tensorflow_datasets
 
     dataset, _, version = name.partition(":")
@@ -79,23 +80,23 @@ def _newest_version(name: str, data_dir: str | PathLike[str] | None) -> PathLike
 
 
 def _not_prepared(name: str, data_dir: str | PathLike[str] | None, root: PathLike[str]) -> Exception:
-    """The error for a data set that is not there: an unknown name or configuration, or one to prepare first."""
+    """The error for a missing data set: its name or configuration is unknown, or it is not prepared."""
     import tensorflow_datasets
 
     dataset, _, config = name.partition(":")[0].partition("/")
     try:
         configs = tensorflow_datasets.builder_cls(dataset).builder_configs
     except tensorflow_datasets.core.DatasetNotFoundError:
-        return ValueError(f"tfds: {name!r} is not prepared in {root}, nor is it known to TensorFlow Datasets")
+        return ValueError(f"tfds: {name!r} is neither prepared in {root} nor known to TensorFlow Datasets")
     if (configs or config) and config not in configs:
         names = ", ".join(f"{dataset}/{known}" for known in configs) if configs else dataset
         return ValueError(f"tfds: expected one of {names}, received {name!r}")
     command = _prepare_command(name, data_dir)
-    return FileNotFoundError(f"tfds: {name} is not prepared in {root}; to do so: {command}")
+    return FileNotFoundError(f"tfds: {name} is not prepared in {root}; to prepare it: {command}")
 
 
 def _prepare_command(name: str, data_dir: str | PathLike[str] | None) -> str:
-    """The shell command that prepares a data set; not `tfds build`, which does not start without apache-beam."""
+    """The shell command that prepares a data set; not `tfds build`, which needs apache-beam."""
     place = "" if data_dir is None else f", data_dir={json.dumps(os.fspath(data_dir))}"
     builder = f'tfds.builder({json.dumps(name)}, file_format="array_record"{place})'
     code = f"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"
@@ -103,7 +104,7 @@ def _prepare_command(name: str, data_dir: str | PathLike[str] | None) -> str:
 
 
 def _check_features(name: str, features: dict[str, Any], image_size: int | None) -> None:
-    """Raises ValueError where a data set has no images of 8 bits, or differing ones that nothing resizes."""
+    """Raises ValueError if a data set has no 8-bit images, or images of various shapes that are not resized."""
     import tensorflow_datasets
 
     image = features.get("image")
@@ -112,7 +113,7 @@ def _check_features(name: str, features: dict[str, Any], image_size: int | None)
     if image_size is not None:
         check_image_size("tfds", image_size)
     elif None in image.shape:
-        raise ValueError(f"tfds: the images of {name} differ in shape, expected an image_size, received None")
+        raise ValueError(f"tfds: expected an image_size for {name}, whose images differ in shape, received None")
 
 
 class TfdsRecords(Source):

@@ -1,4 +1,4 @@
-"""Weights in and out: diffusers' folders, the authors' names and those of their PyTorch port, and plain files of our own.
+"""Import and export of weights: folders of diffusers, the authors' checkpoints, their PyTorch port, and our own plain files.
 
     model = interop.diffusers.load("ddpm-cifar10-32")               # network, params, schedule, prediction, ...
     eps = model.network.apply(model.params, x_t, t)
@@ -6,8 +6,8 @@
 
     params = interop.weights.load("model-790000.ckpt", networks.UNet(), (32, 32, 3), interop.names.PYTORCH_DIFFUSION)
 
-Nothing here needs PyTorch or TensorFlow, and no file is trusted: pickles are read for their tensors alone, without running
-what they name. `python -m ddpm_jax.interop` makes a workdir of such a folder, and such a folder of a workdir.
+Nothing here needs PyTorch or TensorFlow, and no file is trusted: only tensors are read from pickles, and no code in them is
+run. `python -m ddpm_jax.interop` converts between workdirs and folders of diffusers.
 """
 
 from ddpm_jax.interop import diffusers, names, weights

@@ -1,11 +1,11 @@
-"""Models in and out of workdirs.
+"""Import models into workdirs, and export them.
 
     python -m ddpm_jax.interop import FOLDER --workdir runs/imported
     python -m ddpm_jax.interop export FOLDER --workdir runs/digits
 
-`import` makes a workdir of a folder of diffusers: `python sample.py --workdir runs/imported` draws from it, and
-`python train.py --config runs/imported/config.json --data.source folder --data.path ...` trains it further.
-`export` makes a folder for DDPMPipeline.from_pretrained; or a safetensors file with our own names.
+`import` converts a folder of diffusers to a workdir: `python sample.py --workdir runs/imported` generates samples, and
+`python train.py --config runs/imported/config.json --data.source folder --data.path ...` trains the model further.
+`export` writes a folder for DDPMPipeline.from_pretrained, or a safetensors file with our own parameter names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -24,34 +24,35 @@ from ddpm_jax.runs.workdir import checkpoint_metadata, claim, write_config
 
 if TYPE_CHECKING:
     from ddpm_jax.interop.diffusers import Model
+    from ddpm_jax.networks import UNet
 
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """What to read, and where to."""
+    """Options of `import`."""
 
     folder: Positional[str] = ""
-    """A pipeline of diffusers, or a UNet2DModel alone."""
+    """The folder of a pipeline of diffusers, or of a UNet2DModel alone."""
     workdir: str = "runs/imported"
-    """The workdir to make."""
+    """The workdir to create."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What to write, and from where."""
+    """Options of `export`."""
 
     folder: Positional[str] = ""
-    """The folder to make; or a file, if it ends in .safetensors."""
+    """The folder to create; or a file, if it ends in .safetensors."""
     workdir: str = "runs/digits"
-    """Where the model was trained; its last checkpoint is used."""
+    """The workdir of the model, whose last checkpoint is used."""
     weights: Literal["ema", "raw"] = "ema"
-    """The moving average, or the parameters as they are."""
+    """The EMA of the parameters, or the raw parameters."""
     label: int | None = None
-    """What a folder's model draws, for diffusers' pipelines know no classes: this one, or any by default."""
+    """The class that a folder's model generates, since diffusers' pipelines have no labels. Default: unconditional."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command that is named first."""
+    """Runs the command that the first argument names."""
     match list(argv):
         case ["import", *rest]:
             import_model(rest)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def import_model(argv: Sequence[str]) -> None:
-    """Makes a workdir: the config, and a checkpoint of step 0 with a fresh optimizer."""
+    """Creates a workdir: the config, and a checkpoint of step 0 with a new optimizer state."""
     given = parse(Import(), argv, str(__doc__))
     workdir = pathlib.Path(given.workdir)
     if not pathlib.Path(given.folder).is_dir() or not given.folder:
@@ -72,7 +73,7 @@ def import_model(argv: Sequence[str]) -> None:
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UsageError(f"--workdir: expected a new or empty folder, received {workdir}")
 
-    from ddpm_jax import factory  # here and below: the libraries of checkpoints and data take seconds to load
+    from ddpm_jax import factory  # here and below: the checkpoint and data libraries take seconds to import
     from ddpm_jax.interop import diffusers
     from ddpm_jax.runs.checkpoints import Checkpoints
     from ddpm_jax.training.state import num_params, state_from_params
@@ -89,24 +90,25 @@ def import_model(argv: Sequence[str]) -> None:
         checkpoints.save(0, state.parts(), checkpoint_metadata(config, image_shape))
         write_config(workdir, config)
     if checkpoints.failed:
-        raise UsageError(f"--workdir: expected to be able to save in {workdir}")
-    print(f"{num_params(model.params):,} parameters, images of {tuple(image_shape)}: {workdir}")
+        raise UsageError(f"--workdir: expected a folder that can be written to, received {workdir}")
+    print(f"{num_params(model.params):,} parameters, images of shape {tuple(image_shape)}: {workdir}")
 
 
 def config_of(model: Model, workdir: str) -> Config:
     """The config of an imported model.
 
     Raises:
-        UsageError: what a workdir cannot express, by diffusers' name of it.
+        UsageError: a workdir cannot represent the model; the message names diffusers' field.
     """
     from ddpm_jax.interop import ddpm_scheduler
 
     network, betas = model.network, ddpm_scheduler.describe(model.schedule)
     known = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
     if betas["trained_betas"] is not None or betas["beta_schedule"] not in known:
-        raise UsageError(f"FOLDER: beta_schedule: expected {' or '.join(known)} in a workdir, received others")
+        received = betas["beta_schedule"] if betas["trained_betas"] is None else "trained_betas"
+        raise UsageError(f"FOLDER: beta_schedule: expected {' or '.join(known)} in a workdir, received {received}")
     if model.image_size is None:
-        raise UsageError("FOLDER: sample_size: expected the size of the images, received null")
+        raise UsageError("FOLDER: sample_size: expected the image size, received null")
     if network.num_classes is not None:
         raise UsageError(f"FOLDER: num_class_embeds: expected null in a workdir, received {network.num_classes}")
     if network.out_channels is not None and model.variance != "learned":
@@ -129,7 +131,7 @@ def config_of(model: Model, workdir: str) -> Config:
 
 
 def export_model(argv: Sequence[str]) -> None:
-    """Writes the last checkpoint of a workdir as a folder of diffusers, or as a file."""
+    """Writes the last checkpoint of a workdir as a folder of diffusers, or as a file of weights."""
     given = parse(Export(), argv, str(__doc__))
     folder = pathlib.Path(given.folder)
     if not given.folder or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
@@ -139,15 +141,13 @@ def export_model(argv: Sequence[str]) -> None:
 
     from ddpm_jax import factory, schedules
     from ddpm_jax.interop import diffusers, weights
-    from ddpm_jax.networks import UNet, with_label
+    from ddpm_jax.networks import with_label
 
     with as_usage_error("--workdir"):
         model = factory.load(given.workdir, "raw" if given.weights == "raw" else None)
-    if not isinstance(model.network, UNet):
-        raise UsageError(f"--workdir: expected a UNet, received {type(model.network).__name__}")
-    network, params, num_classes = model.network, model.params, model.config.network.num_classes
+    network, params, num_classes = _as_unet(model.network), model.params, model.config.network.num_classes
     if num_classes is None and given.label is not None:
-        raise UsageError(f"--label: expected none, for this model knows no classes, received {given.label}")
+        raise UsageError(f"--label: expected none for an unconditional model, received {given.label}")
     if num_classes is not None and folder.suffix != ".safetensors":
         with as_usage_error("--label"):
             network, params = with_label(network, params, num_classes if given.label is None else given.label)
@@ -161,7 +161,17 @@ def export_model(argv: Sequence[str]) -> None:
                 folder, network, params, schedule, diffusion.prediction,
                 vars(sample).get("variance") or diffusion.variance, sample.clip, model.image_shape[:2], sample.grid,
             )  # fmt: skip
-    print(f"{'average of ' if given.weights == 'ema' else ''}step {model.step} of {given.workdir}: {folder}")
+    print(f"{'EMA at ' if given.weights == 'ema' else ''}step {model.step} of {given.workdir}: {folder}")
+
+
+def _as_unet(network: Any) -> UNet:
+    """The network of a workdir as the UNet that all formats describe. Raises UsageError if it lacks a field of one."""
+    from ddpm_jax.networks import UNet
+
+    missing = [name for name in UNet.__dataclass_fields__ if not hasattr(network, name)]
+    if missing:
+        raise UsageError(f"--workdir: expected a UNet, received {type(network).__name__}, which has no {missing[0]}")
+    return network
 
 
 if __name__ == "__main__":

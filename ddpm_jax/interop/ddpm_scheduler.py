@@ -1,4 +1,4 @@
-"""The config of diffusers' DDPMScheduler and DDIMScheduler, and our schedule, prediction, variance and clipping."""
+"""Conversion between the configs of diffusers' DDPMScheduler and DDIMScheduler and our diffusion process."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ CLASSES = {
     "DDPMScheduler": {**COMMON, "variance_type": one_of(*VARIANCES, "fixed_small_log")},
     "DDIMScheduler": {**COMMON, "set_alpha_to_one": one_of(True, default=True)},
 }
-"""What can be represented here."""
+"""The supported schedulers, with the supported values of their fields."""
 
 
 class Process(NamedTuple):
-    """What a scheduler's config says.
+    """A scheduler's config in our terms.
 
     Attributes:
         schedule: The noise schedule.
         prediction: What the network predicts: "eps", "x0" or "v".
-        variance: Of ancestral steps: "fixed_small", "fixed_large" or "learned".
-        clip: Whether x0 is clipped to [-1, 1].
-        spacing: Which levels are visited in fewer steps.
+        variance: The variance of ancestral steps: "fixed_small", "fixed_large" or "learned".
+        clip: Whether the prediction of x0 is clipped to [-1, 1].
+        spacing: How a subset of the timesteps is chosen: "leading", "linspace" or "trailing".
         sampler: "ddpm" or "ddim".
     """
 
@@ -64,10 +64,10 @@ class Process(NamedTuple):
 
 
 def to_process(name: str, config: dict[str, Any]) -> Process:
-    """Our schedule and the rest, from a scheduler's class and all of its fields.
+    """Converts a scheduler's class and all its fields to our process.
 
     Raises:
-        ValueError: betas outside (0, 1), or as many as there are no time steps.
+        ValueError: betas are outside (0, 1), or their number is not that of the timesteps.
     """
     betas, num_steps = config["trained_betas"], config["num_train_timesteps"]
     if betas is not None and len(betas) != num_steps:
@@ -84,7 +84,7 @@ def to_process(name: str, config: dict[str, Any]) -> Process:
     return Process(
         schedule,
         PREDICTIONS[config["prediction_type"]],
-        # _log is the same number by way of its logarithm; DDIM at eta = 1 is DDPM with the small variance.
+        # fixed_small_log computes fixed_small through its logarithm; DDIM with eta = 1 is DDPM with fixed_small.
         VARIANCES.get(config.get("variance_type", "fixed_small"), "fixed_small"),
         config["clip_sample"],
         config["timestep_spacing"],
@@ -104,10 +104,10 @@ def _schedule(name: str, num_steps: int, start: float, end: float) -> Schedule:
 
 
 def from_process(process: Process) -> tuple[str, dict[str, Any]]:
-    """A scheduler's class and all of its fields.
+    """Converts our process to a scheduler's class and all its fields.
 
     Raises:
-        ValueError: what it cannot represent, by our name.
+        ValueError: the scheduler cannot represent the process; the message names our field.
     """
     predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     variances = {ours: theirs for theirs, ours in VARIANCES.items()}
@@ -134,10 +134,10 @@ def from_process(process: Process) -> tuple[str, dict[str, Any]]:
 
 
 def describe(schedule: Schedule) -> dict[str, Any]:
-    """The betas, by the name that diffusers has for them, or else one by one."""
+    """The betas as fields of diffusers: the name of their schedule if it has one, else a list."""
     beta = np.asarray(schedule.beta, np.float64)
     num_steps = len(beta)
-    start, end = (float(str(np.float32(b))) for b in (beta[0], beta[-1]))  # 1e-4, not its neighbour in float32
+    start, end = (float(str(np.float32(b))) for b in (beta[0], beta[-1]))  # 1e-4, not the float32 closest to it
     for name in BETA_SCHEDULES:
         ends = (1e-4, 0.02) if name == "squaredcos_cap_v2" else _ends(name, start, end)
         if np.allclose(beta, _schedule(name, num_steps, *ends).beta, rtol=2e-6, atol=0):

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's diffusers: a UNet2DModel, and a DDPM or DDIM pipeline around it. PyTorch is not needed."""
+"""Folders of Hugging Face's diffusers: a UNet2DModel, alone or in a DDPM or DDIM pipeline. PyTorch is not needed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ddpm_jax.networks import UNet
 from ddpm_jax.schedules import Schedule
 
 VERSION = "0.42.1"
-"""Of diffusers, whose fields are written."""
+"""The version of diffusers whose format is written."""
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 PIPELINES = {"ddpm": ("DDPMPipeline", "DDPMScheduler"), "ddim": ("DDIMPipeline", "DDIMScheduler")}
 
 
 class Model(NamedTuple):
-    """A pipeline: `network.apply(params, x_t, t)` runs it.
+    """A pipeline's model; `network.apply(params, x_t, t)` evaluates it.
 
     Attributes:
         network: The network.
         params: Its variables, {"params": {...}}, float32.
         schedule: The noise schedule that it was trained on.
-        prediction: What it predicts: "eps", "x0" or "v".
-        variance: Of ancestral steps: "fixed_small", "fixed_large" or "learned".
-        clip: Whether the estimate of x0 is clipped to [-1, 1].
-        image_size: (height, width) of its images, or None where the config does not say.
-        spacing: Which noise levels are visited in fewer steps: "leading", "linspace" or "trailing".
+        prediction: The parameterization of its output: "eps", "x0" or "v".
+        variance: The variance of ancestral steps: "fixed_small", "fixed_large" or "learned".
+        clip: Whether the prediction of x0 is clipped to [-1, 1].
+        image_size: (height, width) of its images, or None if the config does not say.
+        spacing: How a subset of the timesteps is chosen: "leading", "linspace" or "trailing".
         sampler: "ddpm" or "ddim".
     """
 
@@ -46,19 +46,19 @@ class Model(NamedTuple):
 
 
 def load(folder: files.Path) -> Model:
-    """Reads a pipeline's folder, or that of a model alone.
+    """Reads the folder of a pipeline, or of a model alone.
 
     Args:
-        folder: Holds config.json and weights (safetensors, or else the older .bin, of which nothing is executed), in it or in
-            unet/, and perhaps scheduler_config.json, in it or in scheduler/. Without that, DDPMScheduler's defaults hold:
-            1000 linear betas from 1e-4 to 0.02, "eps", "fixed_small", clipped.
+        folder: Contains config.json and the weights (safetensors, or the older .bin, which is read without executing anything),
+            directly or in unet/, and optionally scheduler_config.json, directly or in scheduler/. If that is missing,
+            DDPMScheduler's defaults hold: 1000 linear betas from 1e-4 to 0.02, "eps", "fixed_small", clipped.
 
     Returns:
         The Model.
 
     Raises:
-        ValueError: an unknown class, option or field, a tensor that is missing, not expected or of another shape, each by
-            name; a damaged file; what our UNet cannot represent.
+        ValueError: an unknown class, option or field, a missing or unexpected tensor or one of another shape, each by name; a
+            damaged file; a model that our UNet cannot represent.
         OSError: a file cannot be read.
     """
     folder = pathlib.Path(folder)
@@ -92,22 +92,23 @@ def save(
 ) -> None:
     """Writes a pipeline's folder, for DDPMPipeline.from_pretrained and DDIMPipeline.from_pretrained.
 
-    The arguments are those of a Model, in its order: `save(folder, *model)`.
+    The arguments are the fields of a Model, in their order: `save(folder, *model)`.
 
     Args:
-        folder: Made; it must not exist, or be empty.
+        folder: The folder to create; it must not exist, or be empty.
         network: The network.
         params: Its variables, {"params": {...}}.
         schedule: The noise schedule.
         prediction: "eps", "x0" or "v".
         variance: "fixed_small", "fixed_large" or "learned".
-        clip: Whether the estimate of x0 is clipped to [-1, 1].
-        image_size: (height, width), needed.
+        clip: Whether the prediction of x0 is clipped to [-1, 1].
+        image_size: (height, width), required.
         spacing: "leading", "linspace" or "trailing".
         sampler: "ddpm" or "ddim".
 
     Raises:
-        ValueError: what diffusers cannot represent, by name; a folder that is not empty. Nothing is then written.
+        ValueError: diffusers cannot represent the model (the message names the field), or the folder is not empty. Nothing is
+            written then.
         OSError: it cannot be written.
     """
     folder = pathlib.Path(folder)
@@ -121,7 +122,7 @@ def save(
     unet_config = unet2d.from_network(network, image_size, in_channels)
     tree = names.entries(names.DIFFUSERS, shapes_of(network, (*image_size, in_channels)), len(network.multipliers))
     tensors = names.encode(tree, params)
-    names.decode(tree, tensors, "params")  # what is written can be read again
+    names.decode(tree, tensors, "params")  # checks that the files can be read again
     index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", scheduler]}
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +136,7 @@ def save(
 
 
 def _check_index(path: pathlib.Path) -> None:
-    """Refuses the pipelines of other models, where it is said what the folder is."""
+    """Refuses pipelines of other models, if there is an index."""
     if not path.exists():
         return
     index = fields.read_json(path)
@@ -166,8 +167,8 @@ def _read_params(folder: pathlib.Path, described: unet2d.Described) -> Any:
     network = described.network
     old = any(re.search(r"\.attentions\.\d+\.query\.weight$", name) for name in tensors)
     format_names = names.DIFFUSERS_BEFORE_0_13 if old else names.DIFFUSERS
-    coarsest = 2 ** (len(network.multipliers) - 1)  # attention goes by level here, so that any size will do
-    shapes = shapes_of(network, (coarsest, coarsest, described.in_channels))
+    smallest = 2 ** (len(network.multipliers) - 1)  # attention is given by level here, so any image size will do
+    shapes = shapes_of(network, (smallest, smallest, described.in_channels))
     return names.decode(names.entries(format_names, shapes, len(network.multipliers)), tensors, found[0].name)
 
 

@@ -1,4 +1,4 @@
-"""JSON configs with their fields declared: what each may hold, and what it is where an older file lacks it."""
+"""JSON configs with declared fields: the values that each accepts, and its default in older files that lack it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 REQUIRED = object()
-"""The default of a field that has been there in every version."""
+"""The default of a field that every version has."""
 
 
 class Field(NamedTuple):
-    """What a field may hold.
+    """A field of a config.
 
     Attributes:
-        expected: That in words.
-        accepts: Whether a value is so.
-        default: Where the field is missing, as in files from before there was such a field.
+        expected: The accepted values, in words.
+        accepts: Whether a value is accepted.
+        default: The value if the field is missing, as in files that are older than the field.
     """
 
     expected: str
@@ -28,19 +28,19 @@ class Field(NamedTuple):
 
 
 def one_of(*values: Any, default: Any = REQUIRED) -> Field:
-    """A field that has one of these JSON values."""
+    """A field that accepts these JSON values."""
     words = [json.dumps(value) for value in values]
     return Field(" or ".join(words), lambda value: any(_same(value, known) for known in values), default)
 
 
 def integer(default: Any = REQUIRED, null: bool = False) -> Field:
-    """A field that has a positive integer."""
+    """A field that accepts a positive integer."""
     expected = "a positive integer" + (" or null" if null else "")
     return Field(expected, lambda value: _is_size(value) or (null and value is None), default)
 
 
 def number(default: Any = REQUIRED, least: float = 0.0, below: float = math.inf) -> Field:
-    """A field that has a number from `least` up to but without `below`."""
+    """A field that accepts a number in [least, below)."""
     return Field(
         f"a number from {least:g}" + ("" if below == math.inf else f" and below {below:g}"),
         lambda value: type(value) in (int, float) and least <= value < below,
@@ -49,14 +49,14 @@ def number(default: Any = REQUIRED, least: float = 0.0, below: float = math.inf)
 
 
 def integers(default: Any = REQUIRED) -> Field:
-    """A field that has a list of positive integers."""
+    """A field that accepts a non-empty list of positive integers."""
     return Field(
         "positive integers", lambda value: isinstance(value, list) and value != [] and all(map(_is_size, value)), default
     )
 
 
 def words(*known: str) -> Field:
-    """A field that has a list of these words."""
+    """A field that accepts a list of these words."""
     return Field(
         f"a list of {', '.join(known)}", lambda value: isinstance(value, list) and all(word in known for word in value)
     )
@@ -67,14 +67,14 @@ def read(path: pathlib.Path, classes: Mapping[str, Mapping[str, Field]]) -> tupl
 
     Args:
         path: The file.
-        classes: The fields of each class that may be configured here.
+        classes: The fields of each accepted class.
 
     Returns:
-        The class, and all of its fields.
+        The class, and all its fields.
 
     Raises:
-        ValueError: the file is no JSON object, is of another class, or has a field that is unknown, missing or not as it may
-            be; it is named.
+        ValueError: the file is not a JSON object or is of another class, or a field is unknown, missing or has a value that is
+            not accepted; the message names it.
         OSError: the file cannot be read.
     """
     found = read_json(path)
@@ -102,10 +102,10 @@ def read(path: pathlib.Path, classes: Mapping[str, Mapping[str, Field]]) -> tupl
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises ValueError where there is none."""
+    """Reads a JSON object. Raises ValueError if the file does not contain one."""
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:  # also where it is no text
+    except ValueError as error:  # also if it is not text
         raise ValueError(f"{path.name}: expected JSON, cannot read it: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path.name}: expected a JSON object, received {json.dumps(found)[:80]}")
@@ -113,7 +113,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _same(value: Any, known: Any) -> bool:
-    """Equal as JSON is: 1 and 1.0 are, 1 and true are not."""
+    """Equality in JSON: 1 equals 1.0, but not true."""
     return value == known and isinstance(value, bool) == isinstance(known, bool)
 
 

@@ -1,4 +1,4 @@
-"""Files of named arrays: safetensors, .npz, and what PyTorch saves; read without trusting them, written whole or not at all."""
+"""Files of named arrays: safetensors, .npz and PyTorch's. They are read without being trusted, and written atomically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-"""Those of safetensors that are read; its numpy functions do not know BF16."""
+"""The dtypes that are read from safetensors, whose numpy functions do not support BF16."""
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         The arrays by name.
 
     Raises:
-        ValueError: the file is of none of these formats, damaged, or has anything but arrays.
+        ValueError: the file is in none of these formats, is damaged, or contains anything but arrays.
         OSError: it cannot be read.
     """
     path = pathlib.Path(path)
@@ -55,7 +55,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         arrays: By name.
 
     Raises:
-        ValueError: another ending.
+        ValueError: another suffix.
         OSError: it cannot be written.
     """
     path = pathlib.Path(path)

@@ -1,8 +1,8 @@
-"""What other formats call the parameters of our UNet, and how they lay them out: one table a format, read both ways.
+"""Names and layouts of our UNet's parameters in other formats: one table per format, used in both directions.
 
-A path such as `down0_1.norm1.scale` is a module, within blocks a part, and a leaf. In the tables of modules, {level} counts
-from 0, the first and finest; {above} is the level above it, level - 1; {mirrored} counts levels from the coarsest; {block}
-counts a level's blocks; {part} runs over the table of parts.
+A path such as `down0_1.norm1.scale` consists of a module, within blocks a part, and a leaf. In the tables of modules, {level}
+is 0 at full resolution; {above} is level - 1; {mirrored} counts from the lowest resolution; {block} counts a level's blocks;
+{part} runs over the table of parts.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import jax
 import numpy as np
 
 Shapes = Any
-"""A network's variables, or what `jax.eval_shape` says of them."""
+"""A network's variables, or their shapes by `jax.eval_shape`."""
 
 
 class Names(NamedTuple):
-    """How a format names our UNet's parameters and lays them out.
+    """Names and layouts of a format.
 
     Attributes:
-        modules: Templates, ours to theirs.
-        parts: The layers of a residual block and of an attention, ours to theirs.
-        leaves: The arrays of a layer. Norms have entries of their own, as some formats name their bias otherwise.
-        layouts: The axes of a kernel: H, W, I(nput), O(utput). "conv" and "dense" say it of all, a part's name of that part.
-        separator: Stands between modules, parts and leaves.
-        prefix: Stands before every name.
-        average: Ends the names of moving averages, which a file may have beside the parameters.
-        ignored: Ends the names of what a file may have besides, such as an optimizer's.
+        modules: Templates, from ours to theirs.
+        parts: The layers of residual and attention blocks, from ours to theirs.
+        leaves: The arrays of a layer. Norms have their own entries, since some formats have another name for their bias.
+        layouts: The axes of a kernel: H, W, I(nput), O(utput). "conv" and "dense" hold for all kernels, a part's name for that
+            part.
+        separator: The separator between modules, parts and leaves.
+        prefix: The prefix of every name.
+        average: The suffix of the names of moving averages, which a file may contain beside the parameters.
+        ignored: Suffixes of the names of other tensors that a file may contain, such as an optimizer's.
     """
 
     modules: Mapping[str, str]
@@ -77,7 +78,7 @@ DIFFUSERS = Names(
 DIFFUSERS_BEFORE_0_13 = DIFFUSERS._replace(
     parts={**DIFFUSERS.parts, "query": "query", "key": "key", "value": "value", "output": "proj_attn"}
 )
-"""The same when attention was an AttentionBlock, as in the weights of the first published models."""
+"""The same, from when attention was an AttentionBlock, as in the weights of the first published models."""
 
 PYTORCH_DIFFUSION = Names(
     modules={
@@ -145,12 +146,12 @@ PLAIN = Names(
 
 
 class Entry(NamedTuple):
-    """A parameter as a format has it.
+    """A parameter in a format.
 
     Attributes:
         name: Its name there.
         shape: Its shape there.
-        ours: The axes of ours, such as "HWIO"; as many anonymous ones for what is no kernel.
+        ours: The axes of our array, such as "HWIO"; placeholders if the parameter is not a kernel.
         theirs: The axes of theirs.
     """
 
@@ -161,15 +162,15 @@ class Entry(NamedTuple):
 
 
 def entries(names: Names, shapes: Shapes, num_levels: int) -> Any:
-    """What a format has in place of each of a network's parameters.
+    """The entry in a format for each of a network's parameters.
 
     Args:
         names: The format.
         shapes: The network's variables, or their shapes: {"params": {...}}.
-        num_levels: Of the network.
+        num_levels: The number of levels of the network.
 
     Returns:
-        A tree of Entries, of the structure of shapes.
+        A tree of Entries, with the structure of shapes.
 
     Raises:
         ValueError: the format has no name for a parameter.
@@ -194,7 +195,7 @@ def entries(names: Names, shapes: Shapes, num_levels: int) -> Any:
 
 
 def _modules(names: Names, num_levels: int, num_blocks: int) -> dict[str, str]:
-    """All of a format's modules, by ours; some that a network may not have."""
+    """A format's names of all modules, by ours, including those that a network may lack."""
     found = {}
     counted = itertools.product(range(num_levels), range(num_blocks), names.parts.items())
     for level, block, (part, their_part) in counted:
@@ -218,10 +219,10 @@ def encode(tree: Any, variables: Any) -> dict[str, np.ndarray]:
 
     Args:
         tree: From `entries`.
-        variables: The network's.
+        variables: The network's variables.
 
     Raises:
-        ValueError: variables of another network.
+        ValueError: the variables are those of another network.
     """
     found = {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(variables)}
     expected = {
@@ -240,14 +241,14 @@ def decode(tree: Any, tensors: Mapping[str, np.ndarray], source: str) -> Any:
 
     Args:
         tree: From `entries`.
-        tensors: By name; exactly those of the tree, of its shapes, floating-point and finite.
-        source: Where they are from, for errors.
+        tensors: Tensors by name; exactly those of the tree, with its shapes, floating-point and finite.
+        source: Their origin, for error messages.
 
     Returns:
         float32 arrays, {"params": {...}}.
 
     Raises:
-        ValueError: tensors that are missing, not expected, or not as they should be, by name.
+        ValueError: tensors are missing, not expected, or not as above; the message names them.
     """
     expected = {entry.name: entry.shape for entry in jax.tree.leaves(tree, is_leaf=_is_entry)}
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
@@ -277,7 +278,7 @@ def _problem(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> str:
 
 
 def _relayout(array: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Reorders axes by their letters; those of one layout alone have size 1."""
+    """Reorders axes by their letters; axes that only one of the layouts has are of size 1."""
     sizes = dict(zip(source, array.shape, strict=True))
     kept = [axis for axis in source if axis in target]
     array = array.reshape([sizes[axis] for axis in kept]).transpose([kept.index(axis) for axis in target if axis in kept])

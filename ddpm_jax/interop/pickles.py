@@ -1,11 +1,11 @@
-"""PyTorch's files of tensors, read without PyTorch and without running what they name.
+"""A safe reader of PyTorch's files of tensors, which needs no PyTorch and executes nothing from the file.
 
-A pickle is a program: it may call whatever it can import. The reader here lets it import nothing but stand-ins for the few
-names that a dict of tensors needs, each of which only keeps its arguments; any other name is refused. What was kept is then
-checked against the bytes that are there, and turned into arrays.
+A pickle is a program: it may call anything that it can import. This reader lets it import only stand-ins for the few names that
+a dict of tensors needs, each of which merely records its arguments; any other name is refused. The recorded arguments are then
+checked against the bytes in the file, and converted to arrays.
 
-Formats: the zip archive of torch >= 1.6 (`<folder>/data.pkl`, `<folder>/data/<key>`), and what was written before, several
-pickles in a row and then the storages' bytes (torch/serialization.py).
+Formats: the zip archive of torch >= 1.6 (`<folder>/data.pkl`, `<folder>/data/<key>`), and the format before it: several
+consecutive pickles, followed by the storages' bytes (torch/serialization.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class Storage(NamedTuple):
-    """A run of numbers that tensors share."""
+    """A one-dimensional buffer, possibly of several tensors."""
 
     dtype: np.dtype
     key: str
@@ -45,7 +45,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, in elements."""
+    """A view of a storage, with offset and strides in elements."""
 
     storage: Storage
     offset: int
@@ -54,7 +54,7 @@ class Tensor(NamedTuple):
 
 
 class _Rebuild:
-    """Stands for torch._utils._rebuild_tensor_v2; without a __dict__, so that a pickle cannot set anything on it."""
+    """Stand-in for torch._utils._rebuild_tensor_v2, without a __dict__, so that a pickle cannot set attributes."""
 
     __slots__ = ()
 
@@ -63,7 +63,7 @@ class _Rebuild:
 
 
 class _RebuildParameter:
-    """Stands for torch._utils._rebuild_parameter."""
+    """Stand-in for torch._utils._rebuild_parameter."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ class _RebuildParameter:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names of STORAGES, and those that rebuild tensors; refuses all others."""
+    """Accepts the names in STORAGES and the functions that rebuild tensors; refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
@@ -83,27 +83,27 @@ class _Unpickler(pickle.Unpickler):
             case "torch._utils", "_rebuild_parameter":
                 return _RebuildParameter()
             case "torch", _ if name in STORAGES:
-                return name  # the word itself, with which nothing can be done
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor")
+                return name  # a harmless string
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not a tensor")
 
     def persistent_load(self, pid: Any) -> Storage:
         match pid:
             case ("storage", str(name), str(key), _, int(size), *_) if name in STORAGES and size >= 0:
                 return Storage(STORAGES[name], key, size)
-        raise pickle.UnpicklingError(f"it has something that is no storage: {str(pid)[:80]}")
+        raise pickle.UnpicklingError(f"it contains {str(pid)[:80]}, which is not a storage")
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads a state dict.
 
     Args:
-        path: A file by `torch.save`, of a dict of tensors.
+        path: A file written by `torch.save` that contains a dict of tensors.
 
     Returns:
         The tensors by name.
 
     Raises:
-        ValueError: the file is damaged, or has anything but tensors.
+        ValueError: the file is damaged, or contains anything but tensors.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -111,7 +111,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read(file: BinaryIO, name: str) -> dict[str, np.ndarray]:
-    """The file's tensors; whatever reading it raises becomes one ValueError."""
+    """The file's tensors; any error in reading them becomes a ValueError."""
     try:
         is_zip = zipfile.is_zipfile(file)
         file.seek(0)
@@ -120,7 +120,7 @@ def _read(file: BinaryIO, name: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{name}: expected a file of tensors by PyTorch: {error}") from error
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, AttributeError, IndexError, KeyError, TypeError,
             ImportError, OSError, OverflowError, MemoryError, NotImplementedError, RuntimeError) as error:  # fmt: skip
-        # What a pickle or an archive that was tampered with makes the libraries raise.
+        # The exceptions that the libraries raise for a manipulated pickle or archive.
         raise ValueError(f"{name}: expected a file of tensors by PyTorch, cannot read it: {error!r}") from error
 
 
@@ -128,7 +128,7 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its archive is compressed, which PyTorch never does")
+            raise ValueError("its archive is compressed, unlike PyTorch's")
         index = [name for name in sizes if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(index) != 1:
             raise ValueError("its archive has no data.pkl")
@@ -142,7 +142,7 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
 
 def _read_before_zip(file: BinaryIO) -> dict[str, np.ndarray]:
     if _Unpickler(file).load() != MAGIC:
-        raise ValueError("it does not begin as one")
+        raise ValueError("it does not begin with PyTorch's magic number")
     _, system, state, keys = (_Unpickler(file).load() for _ in range(4))
     if not system["little_endian"]:
         raise ValueError("its numbers are not little-endian")
@@ -158,7 +158,7 @@ def _read_before_zip(file: BinaryIO) -> dict[str, np.ndarray]:
 
 def _tensors(state: Any) -> dict[str, Tensor]:
     if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}, not tensors by name")
+        raise ValueError(f"it contains a {type(state).__name__}, not tensors by name")
     for name, tensor in state.items():
         match tensor:
             case Tensor(Storage(), int(), tuple(shape), tuple(strides)) if isinstance(name, str):

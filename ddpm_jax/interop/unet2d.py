@@ -1,4 +1,4 @@
-"""The config of diffusers' UNet2DModel, and our UNet that computes the same."""
+"""Conversion between the config of diffusers' UNet2DModel and our UNet."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ FIELDS: dict[str, Field] = {
     "num_class_embeds": integer(default=None, null=True),
     "num_train_timesteps": integer(default=None, null=True),
 }
-"""What can be represented here. The last is used by learned embeddings of time alone."""
+"""The supported values of each field. The last field is used only by learned time embeddings."""
 
 
 class Described(NamedTuple):
-    """A network, and the images that it is for.
+    """A network and the shape of its images.
 
     Attributes:
         network: The network.
-        image_size: (height, width), or None where the config does not say.
-        in_channels: Of the images.
+        image_size: (height, width), or None if the config does not say.
+        in_channels: The number of channels of the images.
     """
 
     network: UNet
@@ -65,16 +65,16 @@ class Described(NamedTuple):
 
 
 def to_network(config: dict[str, Any]) -> Described:
-    """Our UNet that computes what a UNet2DModel does.
+    """Our UNet that computes the same function as a UNet2DModel.
 
     Args:
-        config: All of FIELDS, each as it may be.
+        config: All fields of FIELDS, each with a supported value.
 
     Returns:
-        The network and its images.
+        The network and the shape of its images.
 
     Raises:
-        ValueError: fields that do not go together, or whose combination our UNet cannot represent.
+        ValueError: fields are incompatible, or our UNet cannot represent their combination.
     """
     channels = config["block_out_channels"]
     multipliers = tuple(c // channels[0] for c in channels)
@@ -107,15 +107,15 @@ def to_network(config: dict[str, Any]) -> Described:
 
 
 def _check(config: dict[str, Any], multipliers: Sequence[int]) -> tuple[int, ...]:
-    """Refuses fields that do not go together; returns the levels with attention."""
+    """Refuses incompatible fields; returns the levels with attention."""
     channels, down, up = config["block_out_channels"], config["down_block_types"], config["up_block_types"][::-1]
     first = channels[0]
-    _require(first % 2 == 0 and first >= 4, "block_out_channels", "an even first, at least 4", channels)
+    _require(first % 2 == 0 and first >= 4, "block_out_channels", "an even first number, at least 4", channels)
     _require(config["freq_shift"] < first // 2, "freq_shift", f"less than {first // 2}", config["freq_shift"])
     multiples = all(multiplier * first == c for multiplier, c in zip(multipliers, channels, strict=True))
     _require(multiples, "block_out_channels", "multiples of the first", channels)
-    _require(len(down) == len(channels), "down_block_types", f"{len(channels)}, one a level", down)
-    _require(len(up) == len(channels), "up_block_types", f"{len(channels)}, one a level", up)
+    _require(len(down) == len(channels), "down_block_types", f"{len(channels)}, one per level", down)
+    _require(len(up) == len(channels), "up_block_types", f"{len(channels)}, one per level", up)
     attention = tuple(level for level, block in enumerate(down) if block == DOWN[1])
     of_up = tuple(level for level, block in enumerate(up) if block == UP[1])
     _require(attention == of_up, "up_block_types", "attention at the levels of down_block_types", config["up_block_types"])
@@ -139,12 +139,12 @@ def _middle(config: dict[str, Any]) -> str:
     if not config["add_attention"]:
         return "blocks"
     if config["resnet_time_scale_shift"] == "scale_shift" and config["attn_norm_num_groups"] is None:
-        return "attention_without_norm"  # as UNetMidBlock2D has it
+        return "attention_without_norm"  # as in UNetMidBlock2D
     return "attention"
 
 
 def _residual(blocks: Sequence[str], kinds: Sequence[str], resampling: str) -> tuple[int, ...]:
-    """The levels that resample by a residual block: by their own kind, or with attention by the other field."""
+    """The levels that resample with a residual block, by their block type or, with attention, by their resampling type."""
     residual = {kinds[1]: resampling == "resnet", kinds[2]: True}
     return tuple(level for level, block in enumerate(blocks) if residual.get(block, False))
 
@@ -155,18 +155,18 @@ def _require(holds: bool, field: str, expected: str, received: Any) -> None:
 
 
 def from_network(network: UNet, image_size: tuple[int, int], in_channels: int) -> dict[str, Any]:
-    """The UNet2DModel that computes what our UNet does.
+    """The UNet2DModel that computes the same function as our UNet.
 
     Args:
         network: The network.
-        image_size: (height, width) of the images; where attention goes by resolution, it is fixed to that of these.
-        in_channels: Of the images.
+        image_size: (height, width) of the images, which decides the levels of attention that is given by resolution.
+        in_channels: The number of channels of the images.
 
     Returns:
-        All of FIELDS.
+        All fields of FIELDS.
 
     Raises:
-        ValueError: what UNet2DModel cannot represent, naming the field of our network.
+        ValueError: UNet2DModel cannot represent the network; the message names the network's field.
     """
     channels = [multiplier * network.channels for multiplier in network.multipliers]
     attention = _attention_levels(network, image_size)
@@ -174,9 +174,9 @@ def from_network(network: UNet, image_size: tuple[int, int], in_channels: int) -
     up, upsample_type = _blocks(network.residual_upsampling, attention, UP, len(channels), "residual_upsampling")
     with_norm = network.middle != "attention_without_norm"
     if not with_norm and not network.time_scale_shift:
-        raise ValueError(f"middle: expected {network.middle} with time_scale_shift alone, received without")
+        raise ValueError(f"middle: expected {network.middle} only with time_scale_shift, received without")
     if network.time_scale != 1:
-        raise ValueError(f"time_scale: expected 1, the times of a discrete schedule, received {network.time_scale}")
+        raise ValueError(f"time_scale: expected 1, as for a discrete schedule, received {network.time_scale}")
     height, width = image_size
     return {
         "sample_size": height if height == width else [height, width],
@@ -220,7 +220,7 @@ def _attention_levels(network: UNet, image_size: tuple[int, int]) -> tuple[int, 
 def _blocks(
     residual: Sequence[int], attention: Sequence[int], kinds: Sequence[str], num_levels: int, field: str
 ) -> tuple[list[str], str]:
-    """The kind of every level's block, and how those with attention resample, which they must do alike."""
+    """The block type of every level, and the resampling type of those with attention, which must have the same."""
     both = set(residual) & set(attention)
     if both and both != set(attention):
         raise ValueError(f"{field}: expected all levels with attention, {tuple(attention)}, or none, received {residual}")
@@ -235,6 +235,6 @@ def _head_dim(network: UNet, channels: Sequence[int], attention: Sequence[int]) 
     if network.middle.startswith("attention"):
         attending.add(channels[-1])
     if len(attending) > 1:
-        raise ValueError(f"num_heads: expected 1, or heads of one size at all levels, received {network.num_heads} for "
+        raise ValueError(f"num_heads: expected 1, or the same head size at all levels, received {network.num_heads} for "
                          f"{sorted(attending)} channels")  # fmt: skip
     return max(attending, default=0) // network.num_heads or None

@@ -1,4 +1,4 @@
-"""Parameters of a network that is known, in one file, under any format's names."""
+"""The parameters of a given network in one file, under the names of any format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddpm_jax.networks import UNet
 def load(path: files.Path, network: UNet, image_shape: Sequence[int], names: Names = PLAIN, average: bool = False) -> Any:
     """Reads a network's parameters from a file.
 
-    TensorFlow's checkpoints are not files of arrays; where TensorFlow is installed, this makes one:
+    TensorFlow's checkpoints are not files of arrays; with TensorFlow installed, this converts one:
 
         reader = tf.train.load_checkpoint("model.ckpt-790000")
         np.savez("model.npz", **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
@@ -27,7 +27,7 @@ def load(path: files.Path, network: UNet, image_shape: Sequence[int], names: Nam
         network: The network.
         image_shape: (H, W, C) of the images that it was trained on.
         names: The file's format.
-        average: Whether to take the moving average, where the format has one beside the parameters.
+        average: Whether to read the moving averages, if the format has them beside the parameters.
 
     Returns:
         float32 arrays, {"params": {...}}, for network.apply.
@@ -50,20 +50,20 @@ def save(path: files.Path, network: UNet, params: Any, names: Names = PLAIN) -> 
         names: The format.
 
     Raises:
-        ValueError: another ending, or a parameter that the format has no name for.
+        ValueError: another suffix, or a parameter that the format has no name for.
         OSError: it cannot be written.
     """
     files.write(path, encode(entries(names, params, len(network.multipliers)), params))
 
 
 def shapes_of(network: UNet, image_shape: Sequence[int]) -> Any:
-    """The shapes of a network's variables for images (H, W, C), without computing them."""
+    """The shapes of a network's variables for images (H, W, C), without initializing them."""
     x_t, t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
     return jax.eval_shape(network.init, jax.random.key(0), x_t, t)
 
 
 def _select(names: Names, tensors: Mapping[str, np.ndarray], average: bool) -> dict[str, np.ndarray]:
-    """The parameters, or their averages under the parameters' names, and nothing that may be ignored."""
+    """The parameters, or their averages under the parameters' names, without the tensors that the format ignores."""
     if average and not names.average:
         raise ValueError("average: expected False for a format without moving averages beside the parameters")
     chosen = {}

@@ -1,4 +1,4 @@
-"""Images by sampling: from noise, from a given image (SDEdit), or around the known part of one (inpainting)."""
+"""Image generation: from noise, from a given image (SDEdit), or around the known part of one (inpainting)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ddpm_jax.samplers import Sampler
 from ddpm_jax.schedules import Level
 
 Generate = Callable[[jax.Array, Any, jax.Array], jax.Array]
-"""(key, params, ids [B]) -> uint8 [B, H, W, C]; image i depends on (key, ids[i]) alone."""
+"""(key, params, ids [B]) -> uint8 [B, H, W, C]; image i depends only on key and ids[i]."""
 
 
 class ImageEdit(NamedTuple):
-    """An image to start from, instead of noise alone.
+    """An image to edit.
 
     Attributes:
         image: float32 [H, W, C], in [-1, 1].
-        mask: [H, W, 1], 1 to keep the image and 0 to fill it in; None to change all of it.
-        strength: Without a mask: in [0, 1]. 0 returns the image, 1 starts from the noisiest level.
-        resamplings, jump_length: With a mask: RePaint's, see `samplers.grids.back_and_forth`; None for plain replacement.
+        mask: [H, W, 1], 1 to keep a pixel and 0 to inpaint it; None for SDEdit, which changes all of them.
+        strength: The strength of SDEdit, in [0, 1]: 0 returns the image, 1 starts at the noisiest level.
+        resamplings, jump_length: RePaint's, with a mask; see `samplers.grids.back_and_forth`. None: plain replacement.
     """
 
     image: np.ndarray
@@ -45,14 +45,14 @@ def generator(
     image_shape: Sequence[int],
     edit: ImageEdit | None = None,
 ) -> Generate:
-    """Makes the function that generates images; it compiles at its first call.
+    """Returns a function that generates images; it is compiled at its first call.
 
     Args:
         denoise_of: (params, ids [B]) -> the Denoise of a batch.
         sampler: The sampling method.
         levels: The grid of noise levels [N + 1].
         image_shape: (H, W, C).
-        edit: What to start from, the same for all images.
+        edit: The image to edit, the same for the whole batch; None to start from noise.
 
     Returns:
         (key, params, ids [B]) -> uint8 [B, H, W, C].
@@ -73,7 +73,7 @@ def generator(
 
 
 def check_edit(edit: ImageEdit, sampler: Sampler, levels: Level) -> None:
-    """Raises ValueError for a mask that inpainting refuses, a strength out of range, or one with too few steps left."""
+    """Raises ValueError for a mask that inpainting refuses, and for a strength out of range or with too few steps left."""
     if edit.mask is not None:
         filling, grid = _inpainting(edit, sampler, levels, jnp.asarray(edit.image)[None])
         filling.plan(grid)

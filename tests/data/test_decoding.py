@@ -1,4 +1,4 @@
-"""The decoder of image files, as all its users call it: every mode, odd metadata, damaged files."""
+"""The decoder of image files, through all its users: every mode, odd metadata, damaged files."""
 
 import io
 import logging
@@ -51,38 +51,38 @@ READERS = [read_folder, read_image, read_record]
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
 )
-def test_every_mode_of_png_becomes_8_opaque_bits(tmp_path, image, expected, read):
+def test_every_mode_of_png_becomes_opaque_and_8_bit(tmp_path, image, expected, read):
     pixels = read(save(tmp_path / "image.png", image), len(expected))
     assert pixels.dtype == np.uint8 and pixels.shape == (8, 8, len(expected))
     np.testing.assert_array_equal(pixels, np.broadcast_to(np.array(expected), pixels.shape))
 
 
-def test_folder_scales_mode_i_by_16_bits(tmp_path):
-    # Older versions of Pillow open a 16-bit PNG so; newer ones do with a TIFF, whatever its name ends in.
+def test_mode_i_is_scaled_by_16_bits(tmp_path):
+    # Older versions of Pillow open a 16-bit PNG in this mode; newer ones do so for a TIFF, whatever its suffix.
     save(tmp_path / "image.png", Image.fromarray(np.full((8, 8), 257 * 100, np.int32)), format="TIFF")
     assert files.folder(tmp_path, 8)[0]["image"].ravel().tolist() == [100] * 64
 
 
 @pytest.mark.parametrize("transparent, expected", [(0, [255, 255, 255]), (1, [10, 20, 30])])
-def test_folder_lays_a_transparent_palette_colour_on_white(tmp_path, transparent, expected):
+def test_a_transparent_palette_colour_becomes_white(tmp_path, transparent, expected):
     image = Image.new("P", (8, 8), 0)
     image.putpalette([10, 20, 30, 200, 0, 0])
     save(tmp_path / "image.png", image, transparency=transparent)
     assert files.folder(tmp_path, 8)[0]["image"][3, 3].tolist() == expected
 
 
-def test_folder_reads_cmyk_jpeg(tmp_path):
+def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
     save(tmp_path / "image.jpg", flat((0, 255, 255, 0), "CMYK"), quality=100)
     pixels = files.folder(tmp_path, 8)[0]["image"].astype(int)
     assert np.abs(pixels - [255, 0, 0]).max() < 4
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
-def test_folder_turns_images_as_exif_says(tmp_path, ending):
+def test_orientation_is_read_from_every_format(tmp_path, ending):
     image = np.zeros((16, 16), np.uint8)
     image[:8, :8] = 255  # top left
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter: top right
+    exif[0x0112] = 6  # to be rotated clockwise by 90 degrees: top right
     save(tmp_path / f"image.{ending}", image, exif=exif)
     pixels = files.folder(tmp_path, 16)[0]["image"][..., 0]
     corners = [pixels[2, 2], pixels[2, -3], pixels[-3, 2], pixels[-3, -3]]
@@ -90,7 +90,7 @@ def test_folder_turns_images_as_exif_says(tmp_path, ending):
 
 
 @pytest.mark.parametrize("height, width", [(12, 12), (12, 31), (24, 13)])
-def test_folder_crops_the_centre(tmp_path, height, width):
+def test_the_central_square_is_cropped(tmp_path, height, width):
     image = gradient(height, width)
     save(tmp_path / "image.png", image)
     side = min(height, width)
@@ -98,15 +98,15 @@ def test_folder_crops_the_centre(tmp_path, height, width):
     np.testing.assert_array_equal(files.folder(tmp_path, side)[0]["image"], image[top : top + side, left : left + side])
 
 
-def test_folder_resizes_without_aliasing(tmp_path):
+def test_resizing_does_not_alias(tmp_path):
     stripes = np.zeros((90, 90), np.uint8)
-    stripes[:, ::2] = 255  # the finest there are: gray from afar, but bands to a filter that skips pixels
+    stripes[:, ::2] = 255  # the finest possible: uniform gray, except to a filter that skips pixels
     save(tmp_path / "image.png", stripes)
     inside = files.folder(tmp_path, 20)[0]["image"][:, 2:-2].astype(int)
     assert np.abs(inside - 127.5).max() < 8
 
 
-def test_folder_enlarges_small_images(tmp_path):
+def test_small_images_are_enlarged(tmp_path):
     save(tmp_path / "image.png", flat(9, size=(3, 5)))
     assert files.folder(tmp_path, 16)[0]["image"].tolist() == [[[9]] * 16] * 16
 
@@ -170,7 +170,7 @@ ROTATED = (0x112, 3, 1, struct.pack("<I", 6))
         (b"Exif\0\0nonsense", False),
     ],
 )
-def test_odd_metadata_never_cost_the_image(tmp_path, exif, is_rotated, ending, caplog):
+def test_an_image_is_read_in_spite_of_odd_metadata(tmp_path, exif, is_rotated, ending, caplog):
     image = np.zeros((8, 8), np.uint8)
     image[:4, :4] = 255
     save(tmp_path / f"a.{ending}", image, exif=exif, quality=100)
@@ -184,7 +184,7 @@ def test_odd_metadata_never_cost_the_image(tmp_path, exif, is_rotated, ending, c
 
 @pytest.mark.parametrize("error", [SyntaxError, struct.error, IndexError, KeyError, TypeError, AssertionError, MemoryError])
 @pytest.mark.parametrize("read", READERS)
-def test_whatever_a_decoder_raises_names_the_image(tmp_path, monkeypatch, caplog, error, read):
+def test_any_exception_of_a_decoder_becomes_one_that_names_the_image(tmp_path, monkeypatch, caplog, error, read):
     def load(self):
         raise error("broken")
 
@@ -199,7 +199,7 @@ def test_whatever_a_decoder_raises_names_the_image(tmp_path, monkeypatch, caplog
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_image_is_named(tmp_path, content):
+def test_a_file_that_is_not_an_image_is_named(tmp_path, content):
     (tmp_path / "page.png").write_bytes(content)
     with pytest.raises(OSError, match=r"page\.png: expected an image, received") as raised:
         images.load(tmp_path / "page.png", (8, 8, 1))

@@ -1,4 +1,4 @@
-"""Folders of image files: what they hold, and what they leave out or refuse."""
+"""Folders of image files: their items and labels, and the files that they leave out or refuse."""
 
 import concurrent.futures
 import logging
@@ -55,7 +55,7 @@ def test_folder_has_no_labels_without_class_folders(tmp_path, names):
     assert files.folder(tmp_path, 4)[0].keys() == {"image"}
 
 
-def test_folder_names_and_leaves_out_what_is_no_image(tmp_path, caplog):
+def test_folder_names_and_leaves_out_files_that_are_not_images(tmp_path, caplog):
     save(tmp_path / "good.png", flat(1))
     (tmp_path / "empty.png").touch()
     (tmp_path / "page.jpg").write_text("<html>404</html>")
@@ -72,8 +72,8 @@ def test_folder_names_and_leaves_out_what_is_no_image(tmp_path, caplog):
         assert sum(name in message for message in caplog.messages) == 1
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg"])  # WebP tells its length in the header: half of one is no image
-def test_folder_puts_the_next_readable_image_in_the_place_of_a_damaged_one(tmp_path, caplog, ending):
+@pytest.mark.parametrize("ending", ["png", "jpg"])  # WebP has its length in the header, so half of one is not an image
+def test_folder_replaces_a_damaged_image_by_the_next_readable_one(tmp_path, caplog, ending):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for name in ["x/1", "x/2", "y/3"]:
         save(tmp_path / f"{name}.png", flat((int(name[-1]), 0, 0), "RGB"))
@@ -89,20 +89,20 @@ def test_folder_puts_the_next_readable_image_in_the_place_of_a_damaged_one(tmp_p
         assert sum(f"{name}.{ending}" in message for message in caplog.messages) == 1
 
 
-def test_folder_gives_up_when_no_image_can_be_read(tmp_path):
+def test_folder_raises_if_no_image_can_be_read(tmp_path):
     for name in ["a.png", "b.png"]:
         truncate(save(tmp_path / name, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
     with pytest.raises(OSError, match=r"none of the 2 images .*a\.png"):
         files.folder(tmp_path, 8)[1]
 
 
-def test_folder_ends_where_its_files_do(tmp_path):
+def test_folder_raises_for_an_index_beyond_its_files(tmp_path):
     save(tmp_path / "a.png", flat(0))
     with pytest.raises(IndexError):
         files.folder(tmp_path, 8)[1]
 
 
-def test_folder_refuses_what_it_cannot_use(tmp_path):
+def test_folder_refuses_missing_and_empty_folders_and_sizes_below_1(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "missing"))):
         files.folder(tmp_path / "missing", 8)
     (tmp_path / "notes.txt").touch()
@@ -129,8 +129,8 @@ def test_folder_follows_links_to_folders_elsewhere(tmp_path):
     assert len(files.folder(tmp_path / "link", 8)) == 7
 
 
-def test_folder_does_not_go_round_in_circles(tmp_path):
-    """Links to a folder that contains them, at any height and by way of one another, and to nothing."""
+def test_folder_follows_no_link_in_circles(tmp_path):
+    """Links to folders that contain them, directly, via another link or above the root, and a broken link."""
     for name in ("outside.png", "data/a.png", "data/x/b.png", "store/y/c.png"):
         save(tmp_path / name, flat(0))
     (tmp_path / "data" / "x" / "self").symlink_to(tmp_path / "data" / "x")
@@ -169,7 +169,7 @@ def test_folder_leaves_out_large_images_unless_they_are_admitted(tmp_path, caplo
         assert len(files.folder(tmp_path, 8, max_pixels=2049)) == 1
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
         assert len(files.folder(tmp_path, 8)) == 1
-    ours, pillows = caplog.messages[:3], caplog.messages[3:]
+    ours, pillows = sorted(caplog.messages[:3]), sorted(caplog.messages[3:])
     message = f"{tmp_path / 'large.png'}: max_pixels: expected an image of at most 2,049 pixels, received 50 x 41 "
     assert [said.startswith(message) for said in ours] == [False, True, False]
     message = f"{tmp_path / 'large.png'}: max_pixels: Image size (2050 pixels) exceeds limit of 2000 pixels"

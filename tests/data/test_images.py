@@ -7,7 +7,7 @@ from PIL import Image
 from ddpm_jax.data import images
 
 
-def test_every_grey_value_survives_the_way_there_and_back():
+def test_every_8_bit_value_survives_the_round_trip():
     grey = jnp.arange(256, dtype=jnp.uint8)
     x = images.to_float(grey)
     assert x.dtype == jnp.float32
@@ -59,14 +59,14 @@ def test_four_channels_are_shown_as_rgba(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [2, 5])
-def test_of_other_numbers_of_channels_the_first_is_shown(tmp_path, channels):
+def test_with_another_number_of_channels_the_first_is_shown(tmp_path, channels):
     image = np.random.default_rng(0).integers(0, 256, (5, 6, channels), np.uint8)
     images.save(tmp_path / "one.png", image)
     np.testing.assert_array_equal(Image.open(tmp_path / "one.png"), image[..., 0])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_film_has_its_frames(tmp_path, channels):
+def test_a_film_has_all_frames(tmp_path, channels):
     frames = np.zeros((3, 1, 4, 4, channels), np.uint8)
     frames[:, :, :, :, 0] = np.array([50, 120, 200])[:, None, None, None]
     frames[..., 3:] = 255

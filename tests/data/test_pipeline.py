@@ -1,4 +1,4 @@
-"""The pipeline: pure in (seed, step), exact in its epochs, the same for any number of processes."""
+"""The pipeline: a pure function of (seed, step), with exact epochs, for any number of processes."""
 
 import contextlib
 import itertools
@@ -32,7 +32,7 @@ class Numbers(sources.Source):
 
 
 def order(batches, steps):
-    """The numbers of the examples in the given batches, one after the other."""
+    """The indices of the examples in the given batches, in order."""
     return np.concatenate([batches[step]["label"] for step in steps]).tolist()
 
 
@@ -67,8 +67,8 @@ def test_every_epoch_has_another_order():
     assert len({tuple(seen[100 * epoch : 100 * epoch + 100]) for epoch in range(20)}) == 20
 
 
-def test_every_order_is_as_likely():
-    """Of three examples, six: 3,000 epochs, chi-squared with five degrees of freedom, whose 0.999 quantile is 20.5."""
+def test_every_order_is_equally_likely():
+    """The six orders of three examples: 3,000 epochs, chi-squared with 5 degrees of freedom, whose 0.999 quantile is 20.5."""
     seen = np.reshape(order(pipeline.batches(Numbers(3), 3000, seed=0), range(3)), (-1, 3))
     _, counts = np.unique(seen, axis=0, return_counts=True)
     assert len(counts) == 6 and ((counts - 500) ** 2 / 500).sum() < 20.5
@@ -98,7 +98,7 @@ def test_the_parts_of_all_processes_make_the_batch_of_one(process_count):
         np.testing.assert_array_equal(together, whole[step]["label"])
 
 
-def test_a_process_reads_nothing_but_its_part():
+def test_a_process_reads_only_its_part():
     source = Numbers(20)
     batches = pipeline.batches(source, 8, seed=0, process_index=1, process_count=2)
     batches[3]
@@ -122,7 +122,7 @@ def test_a_source_may_read_a_batch_at_once():
 
 
 class Bare:
-    """A class that has the items of a source, but does not inherit from it."""
+    """A class with the items of a source that does not inherit from it."""
 
     num_classes = None
 
@@ -173,7 +173,7 @@ def test_iteration_reads_ahead_in_threads():
         deadline = time.monotonic() + 5
         while len(source.read) < 9 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert len(source.read) == 9  # the one that was taken, and a full buffer
+    assert len(source.read) == 9  # the one that was consumed, and a full buffer
 
 
 def test_an_exception_of_the_source_reaches_the_consumer():

@@ -1,4 +1,4 @@
-"""Sources in memory, and what they refuse."""
+"""Sources in memory: their items, and the files that they refuse."""
 
 import pathlib
 import re
@@ -21,7 +21,7 @@ def test_digits_are_scaled_to_the_full_range():
     np.testing.assert_allclose(images[..., 0] / 255, raw.images / 16, atol=0.5 / 255)
 
 
-def test_digits_that_are_held_out_are_not_trained_on():
+def test_held_out_digits_are_not_in_the_training_split():
     train, test, everything = (sources.digits(split) for split in ("train", "test", "all"))
     assert (len(train), len(test), len(everything)) == (1498, 299, 1797)
     images = [{source[i]["image"].tobytes() for i in range(len(source))} for source in (train, test, everything)]
@@ -39,7 +39,7 @@ def test_digits_have_scalar_labels():
 
 
 class Squares(sources.Source):
-    """A source of somebody's own, with the default of `take`."""
+    """A user's source, with the default `take`."""
 
     num_classes = 100
 
@@ -48,9 +48,6 @@ class Squares(sources.Source):
 
     def __getitem__(self, index):
         return {"image": np.full((2, 2, 1), index, np.uint8), "label": np.asarray(index**2, np.int32)}
-
-
-# ---- npz
 
 
 def test_npz_gives_back_its_arrays(tmp_path):
@@ -63,7 +60,7 @@ def test_npz_gives_back_its_arrays(tmp_path):
     assert source[1]["label"] == -1 and source[1]["label"].dtype == np.int32 and source[1]["label"].shape == ()
 
 
-def test_npz_takes_grayscale_without_a_channel_axis_and_no_labels(tmp_path):
+def test_npz_accepts_grayscale_without_a_channel_axis_and_no_labels(tmp_path):
     image = gradient(5, 6, 1)[None, ..., 0]
     np.savez(tmp_path / "set.npz", image=image)
     item = sources.npz(tmp_path / "set.npz")[0]
@@ -94,7 +91,7 @@ BATCH = np.zeros((3, 4, 4, 3), np.uint8)
         ({"image": BATCH, "label": np.zeros(3)}, r"received float64 \[3\]"),
     ],
 )
-def test_npz_says_what_is_wrong_with_its_arrays(tmp_path, arrays, message):
+def test_npz_names_the_mistake_in_its_arrays(tmp_path, arrays, message):
     file = tmp_path / "set.npz"
     np.savez(file, **arrays)
     with pytest.raises(ValueError, match=message) as raised:
@@ -103,7 +100,7 @@ def test_npz_says_what_is_wrong_with_its_arrays(tmp_path, arrays, message):
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4, 4), (3, 3, 3, 3), (3, 4, 8, 4), (3, 32, 32, 4), (3, 8, 8, 16), (3, 1, 4, 8)])
-def test_npz_uses_any_number_of_channels_as_it_is(tmp_path, shape):
+def test_npz_accepts_any_number_of_channels(tmp_path, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     np.savez(tmp_path / "set.npz", image=image)
     np.testing.assert_array_equal(sources.npz(tmp_path / "set.npz").take(np.arange(3))["image"], image)
@@ -134,14 +131,14 @@ def test_npz_refuses_other_files(tmp_path):
     whole = file.read_bytes()
     for content in (b"", b"not a zip archive", whole[: len(whole) // 2]):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="something else, or a part of one"):
+        with pytest.raises(ValueError, match="a truncated one or another kind of file"):
             sources.npz(file)
     file.write_bytes(whole[:200] + b"\xff" + whole[201:])
     with pytest.raises(ValueError, match="cannot be read"):
         sources.npz(file)
 
 
-def test_npz_names_itself_whatever_is_damaged(tmp_path):
+def test_a_damaged_npz_is_named_wherever_the_damage_is(tmp_path):
     file, rng = tmp_path / "set.npz", np.random.default_rng(0)
     np.savez_compressed(file, image=rng.integers(0, 256, (3, 4, 4, 3), np.uint8), label=np.arange(3))
     whole, num_refused = file.read_bytes(), 0
@@ -169,7 +166,7 @@ def test_take_stacks_the_items(make):
         assert array.dtype == source[0][name].dtype
 
 
-def test_the_old_places_of_sources_are_kept_for_a_version():
+def test_the_old_names_of_sources_work_for_a_version():
     assert sources.folder is files.folder
     assert sources.tfds is tfds.tfds
     with pytest.raises(AttributeError, match="no attribute 'folders'"):

@@ -21,7 +21,7 @@ FIXTURE = make_tfds.DIRECTORY.parents[1]
 
 @pytest.fixture
 def prepared(tmp_path):
-    """A folder of prepared data sets to change."""
+    """A folder of prepared data sets that a test may change."""
     shutil.copytree(FIXTURE, tmp_path / "tfds")
     return tmp_path / "tfds"
 
@@ -111,7 +111,7 @@ def test_tfds_finds_configurations_and_the_newest_version(prepared):
     assert len(tfds.tfds("cifar10:3.0.2", "test", prepared)) == 16
 
 
-def test_tfds_looks_where_the_environment_says(monkeypatch):
+def test_tfds_reads_the_folder_from_the_environment(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(FIXTURE))
     assert len(tfds.tfds("cifar10", "test")) == 16
 
@@ -139,7 +139,7 @@ def test_tfds_gives_the_command_that_prepares_a_data_set(tmp_path, monkeypatch, 
     assert pathlib.Path(builder.data_dir).is_relative_to(place / name)
 
 
-def test_tfds_gives_the_command_for_the_usual_place(tmp_path, monkeypatch):
+def test_tfds_gives_the_command_for_the_default_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))) as raised:
         tfds.tfds("cifar10")
@@ -152,7 +152,7 @@ def rewrite(file, old, new):
     file.write_text(text.replace(old, new))
 
 
-def test_tfds_says_when_a_data_set_is_prepared_in_another_format(prepared, monkeypatch):
+def test_tfds_reports_a_data_set_that_is_prepared_in_another_format(prepared, monkeypatch):
     info = prepared / "cifar10" / "3.0.2" / "dataset_info.json"
     rewrite(info, '"fileFormat": "array_record"', '"fileFormat": "tfrecord"')
     with pytest.raises(FileNotFoundError, match="not as ArrayRecord") as raised:
@@ -173,12 +173,12 @@ def test_tfds_reads_a_data_set_in_two_formats(prepared):
 @pytest.mark.parametrize(
     "name, split, message",
     [
-        ("cifar11", "train", "'cifar11' is not prepared in .* nor is it known"),
+        ("cifar11", "train", "'cifar11' is neither prepared in .* nor known"),
         ("lsun", "train", "expected one of .*lsun/church_outdoor.*, received 'lsun'"),
         ("lsun/chapel", "train", "expected one of .*lsun/church_outdoor.*, received 'lsun/chapel'"),
         ("cifar10/plain", "train", "expected one of cifar10, received 'cifar10/plain'"),
-        ("cifar10", "validation", "of train, test, received 'validation'"),
-        ("cifar10", "train[:x]", r"of train, test, received 'train\[:x\]'"),
+        ("cifar10", "validation", "such as train, test, received 'validation'"),
+        ("cifar10", "train[:x]", r"such as train, test, received 'train\[:x\]'"),
     ],
 )
 def test_tfds_refuses_unknown_names_and_splits(name, split, message):
@@ -186,7 +186,7 @@ def test_tfds_refuses_unknown_names_and_splits(name, split, message):
         tfds.tfds(name, split, FIXTURE)
 
 
-def test_tfds_asks_for_a_size_where_images_differ(prepared):
+def test_tfds_requires_a_size_if_images_differ(prepared):
     features = prepared / "cifar10" / "3.0.2" / "features.json"
     rewrite(features, '"32"', '"-1"')
     with pytest.raises(ValueError, match="expected an image_size"):

@@ -1,4 +1,4 @@
-"""Folders of diffusers. The fixtures are by diffusers itself; fixtures/make_unet2d.py made the small ones."""
+"""Folders of diffusers. diffusers itself wrote the fixtures, the small ones by fixtures/make_unet2d.py."""
 
 import itertools
 import json
@@ -55,12 +55,12 @@ def check_round_trip(folder, out):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_same_function_as_diffusers_computes(name):
+def test_outputs_are_those_of_diffusers(name):
     check_outputs(FIXTURES / name, dict(np.load(FIXTURES / name / "io.npz")), 1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_out_and_in_again_is_the_same(name, tmp_path):
+def test_a_loaded_model_is_saved_unchanged(name, tmp_path):
     check_round_trip(FIXTURES / name, tmp_path / "out")
 
 
@@ -189,7 +189,7 @@ def test_any_one_corrupt_field_of_a_scheduler_is_refused_by_name(tmp_path):
         ({"freq_shift": 2}, "freq_shift: expected less than 2"),
     ],
 )
-def test_what_cannot_be_represented_is_refused(copy, changed, said):
+def test_a_config_that_cannot_be_represented_is_refused(copy, changed, said):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | changed))
     with pytest.raises(ValueError, match=f"config.json: {said}"):
@@ -263,7 +263,7 @@ def test_the_papers_process(copy):
         ({"beta_start": 0.001, "beta_end": 0.003, "num_train_timesteps": 3}, {1: 0.002}),
     ],
 )
-def test_schedules_come_in_and_go_out(copy, changed, betas):
+def test_schedules_are_imported_and_exported(copy, changed, betas):
     write_scheduler(copy, **changed, variance_type="fixed_small_log", prediction_type="v_prediction", clip_sample=False)
     process = ddpm_scheduler.to_process(*fields.read(copy / "scheduler_config.json", ddpm_scheduler.CLASSES))
     assert (process.prediction, process.variance, process.clip) == ("v", "fixed_small", False)
@@ -307,7 +307,7 @@ def test_a_learned_variance_needs_its_channels(copy):
         diffusers.load(copy)
 
 
-# ------------------------------------------------------------------------------------------------------------ the way out
+# -------------------------------------------------------------------------------------------------------------- export
 
 
 @pytest.mark.parametrize(
@@ -321,8 +321,8 @@ def test_a_learned_variance_needs_its_channels(copy):
         SMALL_NETWORK.clone(time_scale_shift=True, middle="attention_without_norm", num_classes=3, out_channels=6),
     ],
 )
-def test_our_networks_go_out_and_come_in(network, tmp_path):
-    """As networks with attention by level, which compute the same: their parameters have the same places."""
+def test_our_networks_are_exported_and_imported(network, tmp_path):
+    """As networks with attention by level, which compute the same function: their parameters have the same paths."""
     params = params_of(network)
     variance = "fixed_large" if network.out_channels is None else "learned"
     diffusers.save(tmp_path / "out", network, params, schedules.cosine(10), "x0", variance, False, (8, 8), "trailing", "ddim")
@@ -339,7 +339,7 @@ def test_our_networks_go_out_and_come_in(network, tmp_path):
     [
         (
             {"network": SMALL_NETWORK.clone(num_heads=2, attention_resolutions=(4, 8))},
-            "num_heads: expected 1, or heads of one size",
+            "num_heads: expected 1, or the same head size",
         ),
         ({"network": SMALL_NETWORK.clone(middle="attention_without_norm")}, "middle: expected"),
         ({"network": SMALL_NETWORK.clone(attention_resolutions=(4, 8), residual_downsampling=(0,))}, "residual_downsampling"),
@@ -351,7 +351,7 @@ def test_our_networks_go_out_and_come_in(network, tmp_path):
         ({"params": jax.tree.map(lambda leaf: leaf * jnp.nan, params_of(SMALL_NETWORK))}, "is not finite"),
     ],
 )
-def test_what_diffusers_cannot_represent_is_refused_and_nothing_is_written(tmp_path, changed, said):
+def test_a_model_that_diffusers_cannot_represent_is_refused_and_nothing_is_written(tmp_path, changed, said):
     network = changed.get("network", SMALL_NETWORK)
     arguments = {"network": network, "params": params_of(network), "schedule": schedules.linear(10), "image_size": (8, 8)}
     with pytest.raises(ValueError, match=said):
@@ -359,7 +359,7 @@ def test_what_diffusers_cannot_represent_is_refused_and_nothing_is_written(tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_what_could_not_be_written_whole_is_not_there(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_completed_is_removed(tmp_path, monkeypatch):
     def full(path, arrays):
         path.write_text("half")
         raise OSError("the disk is full")
@@ -377,6 +377,6 @@ def test_a_folder_that_is_not_empty_stays_as_it_is(copy):
     assert sorted(path.read_bytes() for path in copy.iterdir()) == before
 
 
-def test_betas_are_described_by_the_numbers_that_were_given():
+def test_betas_are_described_by_the_given_numbers():
     described = ddpm_scheduler.describe(schedules.linear(1000))
     assert described == {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None}

@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.interop` as its users run it, and what sample.py and train.py make of its workdirs."""
+"""`python -m ddpm_jax.interop` as its users run it, and its workdirs in sample.py and train.py."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import chex
+import flax.linen
 import jax
 import numpy as np
 import optax
@@ -41,7 +42,7 @@ def imported(tmp_path):
     return tmp_path / "run"
 
 
-def test_in_and_out_again_is_the_same(imported, tmp_path, capsys):
+def test_an_imported_model_is_exported_unchanged(imported, tmp_path, capsys):
     assert json.loads((imported / "config.json").read_text())["data"]["source"] is None
     for part in ("ema", "raw"):
         script.main(["export", str(tmp_path / part), "--workdir", str(imported), "--weights", part])
@@ -49,7 +50,7 @@ def test_in_and_out_again_is_the_same(imported, tmp_path, capsys):
         chex.assert_trees_all_equal(tensors, files.read(FIXTURES / "plain" / WEIGHTS))
         config = json.loads((tmp_path / part / "unet" / "config.json").read_text())
         assert config == json.loads((FIXTURES / "plain" / "config.json").read_text())
-    assert "average of step 0" in capsys.readouterr().out
+    assert "EMA at step 0" in capsys.readouterr().out
 
 
 def test_a_file_with_our_own_names(imported, tmp_path):
@@ -59,7 +60,7 @@ def test_a_file_with_our_own_names(imported, tmp_path):
     chex.assert_trees_all_equal(read, model.params)
 
 
-def test_a_workdir_says_all_of_the_network_and_the_process(tmp_path):
+def test_a_workdir_represents_the_network_and_the_process(tmp_path):
     diffusers.save(tmp_path / "model", *diffusers.load(FIXTURES / "plain")._replace(prediction="v", clip=False))
     model = diffusers.load(tmp_path / "model")
     config = script.config_of(model, "run")
@@ -74,14 +75,14 @@ def test_the_config_of_networks_has_their_options_and_defaults():
     assert {name: value for name, value in fields.items() if name not in ("kind", "dtype")} == expected
 
 
-def test_sampling_takes_the_workdir(imported, tmp_path):
+def test_sample_accepts_the_workdir(imported, tmp_path):
     sampled = run(ROOT / "sample.py", "--workdir", imported, "--num", 2, "--steps", 2, "--out", "out", cwd=tmp_path)
     assert sampled.returncode == 0, sampled.stderr
     assert np.load(tmp_path / "out" / "samples.npz")["image"].shape == (2, 8, 8, 3)
 
 
-def test_training_finds_a_whole_state_of_step_0(imported):
-    """All that train.py asks of a workdir: a config that it accepts, and a checkpoint of the state that it would make."""
+def test_train_finds_a_complete_state_of_step_0(imported):
+    """All that train.py needs of a workdir: a config that it accepts, and a checkpoint of the state that it would create."""
     config = read_config(["--config", str(imported / "config.json"), "--train.batch_size", "2"], ROOT, "digits", "")
     assert config.workdir == str(imported)
     objective = factory.make_objective(config, (8, 8, 3))
@@ -99,7 +100,7 @@ def test_training_finds_a_whole_state_of_step_0(imported):
     assert parts["step"] == 0
 
 
-def test_training_goes_on_from_the_weights_with_other_averages_and_another_optimizer(imported, tmp_path):
+def test_train_resumes_from_the_weights_with_another_ema_and_optimizer(imported, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "data.npz", image=image)
     data = ["--data.source", "npz", "--data.path", "data.npz", "--train.batch_size", "4", "--optimizer.learning_rate", "1e-9"]
@@ -111,12 +112,12 @@ def test_training_goes_on_from_the_weights_with_other_averages_and_another_optim
     assert "from step 0 to 1" in trained.stdout
     trained = run(*command, "--train.num_steps", 2, cwd=tmp_path)
     assert "from step 1 to 2" in trained.stdout, trained.stderr
-    kept = diffusers.load(FIXTURES / "plain").params
+    begun_from = diffusers.load(FIXTURES / "plain").params
     script.main(["export", str(tmp_path / "out"), "--workdir", str(imported)])
-    chex.assert_trees_all_close(diffusers.load(tmp_path / "out").params, kept, atol=1e-7)
+    chex.assert_trees_all_close(diffusers.load(tmp_path / "out").params, begun_from, atol=1e-7)
 
 
-def test_how_it_is_trained_is_open_until_it_is_what_it_is_never(imported):
+def test_training_options_may_change_once_and_the_model_never(imported):
     begun = from_dict(json.loads((imported / "config.json").read_text()))
     chosen = dataclasses.replace(begun, data=Data(source="npz", path="data.npz"), train=Train(batch_size=2, seed=1))
     allowed, refused = changes(begun, chosen)
@@ -126,8 +127,8 @@ def test_how_it_is_trained_is_open_until_it_is_what_it_is_never(imported):
     assert changes(begun, other)[1] == ["network.norm_eps: 1e-06 -> 0.1"]
 
 
-def test_a_model_of_classes_goes_out_as_one_of_any_or_of_one(tmp_path):
-    """Pipelines tell no class, so the exported network has none; its output is that of ours when it is told so."""
+def test_a_conditional_model_is_exported_as_unconditional_or_for_one_class(tmp_path):
+    """Pipelines have no labels, so neither has the exported network; its output is that of ours, given the label."""
     network = Network(channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), num_groups=4, num_classes=3)
     config = Config(workdir=str(tmp_path / "run"), network=network)
     ours = factory.make_network(config, (8, 8, 1))
@@ -136,17 +137,28 @@ def test_a_model_of_classes_goes_out_as_one_of_any_or_of_one(tmp_path):
     with Checkpoints(tmp_path / "run" / "checkpoints", 1) as checkpoints:
         metadata = {"config": dataclasses.asdict(config), "image_shape": [8, 8, 1]}
         checkpoints.save(0, state.state_from_params(params, optax.identity()).parts(), metadata)
-    for name, extra, label in (("any", [], 3), ("one", ["--label", "1"], 1)):
+    for name, extra, label in (("unconditional", [], 3), ("one", ["--label", "1"], 1)):
         script.main(["export", str(tmp_path / name), "--workdir", str(tmp_path / "run"), *extra])
         theirs = diffusers.load(tmp_path / name)
         assert theirs.network.num_classes is None
-        told = ours.apply(params, x, t, np.full(2, label))
-        np.testing.assert_allclose(theirs.network.apply(theirs.params, x, t), told, atol=1e-5)
-        assert np.std(told) > 0.1
+        expected = ours.apply(params, x, t, np.full(2, label))
+        np.testing.assert_allclose(theirs.network.apply(theirs.params, x, t), expected, atol=1e-5)
+        assert np.std(expected) > 0.1
     with pytest.raises(UsageError, match="--label: label: expected one of 4 classes, received 4"):
         script.main(["export", str(tmp_path / "new"), "--workdir", str(tmp_path / "run"), "--label", "4"])
     script.main(["export", str(tmp_path / "model.safetensors"), "--workdir", str(tmp_path / "run")])
     chex.assert_trees_all_equal(weights.load(tmp_path / "model.safetensors", ours, (8, 8, 1)), params)
+
+
+def test_a_network_other_than_a_unet_is_not_exported(imported, tmp_path, monkeypatch):
+    class Linear(flax.linen.Module):
+        num_classes: int | None = None
+
+    loaded = factory.load(imported)
+    monkeypatch.setattr(factory, "load", lambda *_: loaded._replace(network=Linear()))
+    with pytest.raises(UsageError, match=r"^--workdir: expected a UNet, received Linear, which has no channels$"):
+        script.main(["export", str(tmp_path / "out"), "--workdir", str(imported)])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +208,7 @@ def test_a_damaged_model_is_named_with_exit_code_2_and_writes_nothing(tmp_path):
         ({"out_channels": 6}, "out_channels"),
     ],
 )
-def test_what_a_workdir_cannot_express_is_refused(changed, said):
+def test_a_model_that_a_workdir_cannot_represent_is_refused(changed, said):
     model = diffusers.load(FIXTURES / "plain")
     if "trained_betas" in changed:
         schedule = jax.tree.map(lambda table: table[:3], model.schedule)

@@ -25,7 +25,7 @@ def encoded(format_names, params):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_out_and_in_again_is_the_same(name, suffix, tmp_path):
+def test_saved_parameters_are_loaded_unchanged(name, suffix, tmp_path):
     params = params_of()
     weights.save(tmp_path / f"model{suffix}", NETWORK, params, FORMATS[name])
     assert [path.name for path in tmp_path.iterdir()] == [f"model{suffix}"]
@@ -33,7 +33,7 @@ def test_out_and_in_again_is_the_same(name, suffix, tmp_path):
 
 
 def test_the_authors_names_and_layouts():
-    """As tf.get_variable makes them in diffusion_tf/models/unet.py and nn.py of hojonathanho/diffusion."""
+    """As tf.get_variable creates them in diffusion_tf/models/unet.py and nn.py of hojonathanho/diffusion."""
     params = params_of()
     tensors, ours = encoded(names.TENSORFLOW, params), params["params"]
     assert len(tensors) == len(jax.tree.leaves(params))
@@ -55,7 +55,7 @@ def test_the_authors_names_and_layouts():
 
 
 def test_the_ports_names_and_layouts():
-    """As the modules of pytorch_diffusion/model.py of pesser/pytorch_diffusion are named; 1x1 convolutions for attention."""
+    """As the modules in pytorch_diffusion/model.py of pesser/pytorch_diffusion are named; attention by 1x1 convolutions."""
     params = params_of()
     tensors, ours = encoded(names.PYTORCH_DIFFUSION, params), params["params"]
     assert len(tensors) == len(jax.tree.leaves(params))
@@ -74,13 +74,13 @@ def test_the_ports_names_and_layouts():
     chex.assert_trees_all_equal({name: tensors[name] for name in expected}, expected)
 
 
-def test_our_own_names_are_the_places_in_the_tree():
+def test_our_own_names_are_the_paths_in_the_tree():
     params = params_of()
     paths = {".".join(key.key for key in path[1:]): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     chex.assert_trees_all_equal(encoded(names.PLAIN, params), paths)
 
 
-def test_averages_lie_beside_the_parameters_in_the_authors_checkpoints(tmp_path):
+def test_averages_are_beside_the_parameters_in_the_authors_checkpoints(tmp_path):
     raw, average = params_of(), params_of(seed=1)
     tensors = encoded(names.TENSORFLOW, raw)
     tensors |= {f"{name}/ExponentialMovingAverage": tensor for name, tensor in encoded(names.TENSORFLOW, average).items()}
@@ -101,7 +101,7 @@ def test_another_network_is_refused_by_name(tmp_path):
         weights.load(tmp_path / "model.npz", NETWORK.clone(num_blocks=2), SHAPE)
 
 
-def test_what_a_format_has_no_name_for_is_refused(tmp_path):
+def test_a_parameter_that_a_format_has_no_name_for_is_refused(tmp_path):
     network = NETWORK.clone(num_classes=3)
     with pytest.raises(ValueError, match=r"label\.embedding"):
         weights.save(tmp_path / "model.npz", network, params_of(network), names.TENSORFLOW)
@@ -109,7 +109,7 @@ def test_what_a_format_has_no_name_for_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.txt", "model.npz", "model.safetensors"])
-def test_other_files_are_refused(name, tmp_path):
+def test_files_of_another_format_are_refused(name, tmp_path):
     (tmp_path / name).write_text("hello")
     with pytest.raises(ValueError, match=rf"{name}: expected"):
         weights.load(tmp_path / name, NETWORK, SHAPE)

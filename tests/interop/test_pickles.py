@@ -1,4 +1,4 @@
-"""What PyTorch saves, read without it. The fixtures are PyTorch's own; fixtures/make_unet2d.py made them."""
+"""PyTorch's files of tensors, read without PyTorch. PyTorch wrote the fixtures, by fixtures/make_unet2d.py."""
 
 import builtins
 import collections
@@ -18,14 +18,14 @@ WHOLE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 
 
 class Global:
-    """Pickled as a name alone, as classes and functions are."""
+    """Pickled by its name alone, as classes and functions are."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
 
 
 class Call:
-    """Pickled as the call of a name, and, where there is a state, of what sets it."""
+    """Pickled as the call of a name, followed by the instruction that sets the state, if there is one."""
 
     def __init__(self, function, *args, state=None):
         self.reduced = (function, args) if state is None else (function, args, state)
@@ -37,7 +37,7 @@ class Storage:
 
 
 class Pickler(pickle._Pickler):
-    """Writes names that need not exist."""
+    """Writes names even if they do not exist."""
 
     def persistent_id(self, value):
         return value.pid if isinstance(value, Storage) else None
@@ -99,7 +99,7 @@ def test_every_truncation_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["state.bin", "state_before_zip.bin"])
-def test_no_flipped_byte_makes_anything_but_arrays_or_a_refusal(name, tmp_path):
+def test_a_file_with_a_flipped_byte_is_refused_or_gives_arrays(name, tmp_path):
     whole = (FIXTURES / name).read_bytes()
     for place in range(0, len(whole), 11):
         (tmp_path / name).write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
@@ -110,7 +110,7 @@ def test_no_flipped_byte_makes_anything_but_arrays_or_a_refusal(name, tmp_path):
         assert all(isinstance(value, np.ndarray) for value in read.values())
 
 
-def test_the_writer_of_these_tests_writes_what_can_be_read(tmp_path):
+def test_files_by_the_writer_of_these_tests_can_be_read(tmp_path):
     path = write_zip(tmp_path / "good.bin", {"a": tensor(), "b": tensor(offset=1, shape=(2,), strides=(2,))})
     numbers = np.arange(24, dtype=np.uint8).view(np.float32)
     read = files.read(path)
@@ -133,7 +133,7 @@ def test_the_writer_of_these_tests_writes_what_can_be_read(tmp_path):
         (lambda mark: {"a": Call(Global("collections", "OrderedDict"))}, "a is a OrderedDict, not a tensor"),
         (lambda mark: {"a": 1}, "a is a int, not a tensor"),
         (lambda mark: {3: tensor()}, "3 is a Tensor, not a tensor"),
-        (lambda mark: [tensor()], "it holds a list"),
+        (lambda mark: [tensor()], "it contains a list"),
         (lambda mark: {"a": tensor(state={"storage": 1})}, "cannot read it"),
         (lambda mark: {"a": tensor(state=(None, {"shape": (9, 9)}))}, "cannot read it"),
         (lambda mark: {"a": tensor(offset=1)}, "a of shape .* reaches beyond"),
@@ -150,7 +150,7 @@ def test_the_writer_of_these_tests_writes_what_can_be_read(tmp_path):
         (lambda mark: {"a": tensor(Storage(kind="ComplexFloatStorage"))}, "ComplexFloatStorage"),
     ],
 )
-def test_anything_but_tensors_is_refused_and_not_run(tmp_path, state, said):
+def test_anything_but_tensors_is_refused_and_not_executed(tmp_path, state, said):
     mark = tmp_path / "run"
     path = write_zip(tmp_path / "bad.bin", state(mark))
     with pytest.raises(ValueError, match=rf"bad.bin: expected a file of tensors by PyTorch.*({said})"):
@@ -158,8 +158,8 @@ def test_anything_but_tensors_is_refused_and_not_run(tmp_path, state, said):
     assert not mark.exists()
 
 
-def test_a_pickle_cannot_change_what_its_names_stand_for(tmp_path):
-    """BUILD sets attributes: here of OrderedDict and of what rebuilds tensors."""
+def test_a_pickle_cannot_change_the_objects_that_its_names_refer_to(tmp_path):
+    """BUILD sets attributes: here of OrderedDict and of the stand-in that rebuilds tensors."""
     for value in (REBUILD, Global("collections", "OrderedDict")):
         pickled = io.BytesIO()
         Pickler(pickled, protocol=2).dump({"a": value})
@@ -173,7 +173,7 @@ def test_a_pickle_cannot_change_what_its_names_stand_for(tmp_path):
     assert not hasattr(collections.OrderedDict, "evil")
 
 
-def test_archives_that_pytorch_does_not_make_are_refused(tmp_path):
+def test_archives_that_pytorch_does_not_write_are_refused(tmp_path):
     with pytest.raises(ValueError, match="compressed"):
         files.read(write_zip(tmp_path / "a.bin", {"a": tensor()}, compression=zipfile.ZIP_DEFLATED))
     with pytest.raises(ValueError, match="little-endian"):
