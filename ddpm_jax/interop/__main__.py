@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from tyro.conf import Positional
 
@@ -23,8 +23,8 @@ from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
 from ddpm_jax.runs.workdir import checkpoint_metadata, claim, write_config
 
 if TYPE_CHECKING:
+    from ddpm_jax import networks
     from ddpm_jax.interop.diffusers import Model
-    from ddpm_jax.networks import UNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,9 @@ def export_model(argv: Sequence[str]) -> None:
 
     with as_usage_error("--workdir"):
         model = factory.load(given.workdir, "raw" if given.weights == "raw" else None)
-    network, params, num_classes = _as_unet(model.network), model.params, model.config.network.num_classes
+    if model.config.network.kind != "unet":
+        raise UsageError(f"--workdir: expected a UNet, received {model.config.network.kind}")
+    network, params, num_classes = cast("networks.UNet", model.network), model.params, model.config.network.num_classes
     if num_classes is None and given.label is not None:
         raise UsageError(f"--label: expected none for an unconditional model, received {given.label}")
     if num_classes is not None and folder.suffix != ".safetensors":
@@ -162,16 +164,6 @@ def export_model(argv: Sequence[str]) -> None:
                 vars(sample).get("variance") or diffusion.variance, sample.clip, model.image_shape[:2], sample.grid,
             )  # fmt: skip
     print(f"{'EMA at ' if given.weights == 'ema' else ''}step {model.step} of {given.workdir}: {folder}")
-
-
-def _as_unet(network: Any) -> UNet:
-    """The network of a workdir as the UNet that all formats describe. Raises UsageError if it lacks a field of one."""
-    from ddpm_jax.networks import UNet
-
-    missing = [name for name in UNet.__dataclass_fields__ if not hasattr(network, name)]
-    if missing:
-        raise UsageError(f"--workdir: expected a UNet, received {type(network).__name__}, which has no {missing[0]}")
-    return network
 
 
 if __name__ == "__main__":
