@@ -27,7 +27,7 @@ from ddpm_jax.runs.resumable import resumable
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure, on which images. Options of the data default to those of the run, with the split test."""
+    """The metric and the images to measure. Options of the data default to those of the run, with the split test."""
 
     workdir: str = "runs/digits"
     """Folder of the trained model; results go to its folder evaluation."""
@@ -120,7 +120,7 @@ def check(options: Options) -> None:
 def measurement(
     options: Options, model: LoadedRun, source: Source, num: int
 ) -> tuple[str, Callable[[int], dict[str, np.ndarray]], dict[str, Any]]:
-    """What is measured of each batch.
+    """The measurement of a batch.
 
     Returns:
         The name of its file, the function of the batch's number, and the settings that decide its results.

@@ -29,7 +29,7 @@ FIGURES = pathlib.Path(__file__).parent / "examples" / "paper_figures.py"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to generate. Options of sampling default to those of the run."""
+    """The samples to generate. Options of sampling default to those of the run."""
 
     workdir: str = "runs/digits"
     """Folder of the trained model."""

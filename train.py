@@ -32,7 +32,7 @@ CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Reads the config, builds what it names, and trains it."""
+    """Reads the config, builds its objects, and trains."""
     config = read_config(argv, CONFIGS, default="digits", description=str(__doc__))
     check(config)
     is_first = join(config)  # whether this process writes and prints for all
@@ -143,7 +143,7 @@ def open_log(
 
 
 def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal: metric_writers.Terminal) -> int:
-    """Says what is about to be trained on what; returns the steps per dispatch."""
+    """Prints the model, data and devices; returns the steps per dispatch."""
     steps_per_call = config.train.steps_per_call
     if steps_per_call is None:
         steps_per_call = loop.default_steps_per_call(intervals(config).values())
@@ -158,7 +158,7 @@ def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal:
 def sample_drawer(
     config: Config, objective: Objective, mesh: Mesh, workdir: pathlib.Path | None, terminal: metric_writers.Terminal
 ) -> Callable[[int, Any], None]:
-    """The hook that draws a grid of samples; all processes compute it, and the one that has a workdir writes it."""
+    """The hook that generates a grid of samples; all processes compute it, and the one that has a workdir writes it."""
 
     def draw(step: int, params: Any) -> None:
         image = sharding.replicate(mesh, objective.preview(params, jax.random.key(config.sample.seed), objective.frozen))

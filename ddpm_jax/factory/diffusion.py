@@ -1,4 +1,4 @@
-"""Config -> the noise schedule, the loss, and the law by which times are drawn."""
+"""Config -> the noise schedule, the loss, and the distribution of training timesteps."""
 
 from __future__ import annotations
 
@@ -112,15 +112,15 @@ def _make_weighting(name: str) -> weightings.Weighting | None:
 
 
 def make_times(loss: Loss, num_steps: int | None, batch_size: int) -> tuple[Any, DrawTimes]:
-    """The law by which times are drawn.
+    """The distribution of training timesteps.
 
     Args:
         loss: The config's.
         num_steps: T, or None in continuous time.
-        batch_size: Of the global batch.
+        batch_size: Size of the global batch.
 
     Returns:
-        What is remembered of the losses before training, () for nothing; and the law.
+        The loss history before training, () for none; and the distribution.
 
     Raises:
         UsageError: importance sampling in continuous time.

@@ -41,10 +41,10 @@ def bind(
     labels: jax.Array | None = None,
     scale: float = 1.0,
 ) -> Denoise:
-    """The network with its parameters and labels, as samplers and the likelihood take it.
+    """The network with its parameters and labels as a Denoise.
 
     Args:
-        config: Says what the network was trained to predict.
+        config: The run's, with the network's prediction parameterization.
         network, schedule, params: The model.
         clip: Whether x0 is clipped to [-1, 1].
         labels: Integers [B], or one for all; negative ones are unconditional, and None makes all so. Ignored by an

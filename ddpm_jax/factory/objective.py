@@ -1,4 +1,4 @@
-"""Config -> what train.py trains."""
+"""Config -> the Objective that train.py trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Config -> the optimizer, its learning rate, and the averages of the parameters."""
+"""Config -> the optimizer, its learning rate, and the EMAs of the parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ddpm_jax.training.optimizers import clip
 
 
 def make_learning_rate(optimizer: Optimizer, num_steps: int) -> optax.Schedule:
-    """The learning rate by the number of updates before: warm-up, appendix B of Ho et al. 2020, then perhaps a decay."""
+    """The learning rate per update: linear warm-up (appendix B of Ho et al. 2020), then constant or a cosine decay."""
     warmup = optax.linear_schedule(0.0, optimizer.learning_rate, max(optimizer.warmup_steps, 1))
     match optimizer.decay:
         case "constant":
@@ -25,12 +25,12 @@ def make_learning_rate(optimizer: Optimizer, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by the global norm, then Adam, section 4 and appendix B of Ho et al. 2020."""
+    """Gradient clipping by the global norm, then Adam (section 4 and appendix B of Ho et al. 2020)."""
     return optax.chain(clip(optimizer.clip_norm), optax.adam(learning_rate))
 
 
 def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Rate]:
-    """The averages of the parameters by name, the one to draw with first. Raises UsageError for one that cannot be."""
+    """The EMAs of the parameters by name, the one that samples use first. Raises UsageError for options out of range."""
     made = {}
     if averages.decay is not None:
         made["decay"] = ema.exponential(averages.decay, averages.warmup)
@@ -44,5 +44,5 @@ def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Rate]:
 
 
 def power_name(width: float) -> str:
-    """The name of the average of a power function."""
+    """The name of a power-function EMA."""
     return f"power_{width:.10g}"
