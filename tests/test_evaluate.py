@@ -137,8 +137,8 @@ def test_the_ode_estimates_what_it_computes(workdir):
         (["--batch-size", "0"], "--batch-size: expected at least 1"),
         (["--metric", "fid"], "--metric"),
         (["--workdir", "nowhere"], "--workdir: expected a folder that train.py has saved"),
-        (["--split", "validation"], "--data.split: split: expected all, train or test"),
-        (["--path", "images.npz"], "--path: expected with a run on npz or folder data"),
+        (["--split", "validation"], "--split: split: expected all, train or test"),
+        (["--path", "images.npz"], "--path: expected with --source npz or folder, received with digits"),
         (["--seed", "-1"], "--seed: expected 0 to"),
     ],
 )

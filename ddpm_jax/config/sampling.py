@@ -201,9 +201,7 @@ class Restart(Sample):
     """Heun's method with restarts (Xu et al. 2023)."""
 
     sampler: Literal["restart"] = "restart"
-    num_restarts: int = 2
-    """How often the restart interval is repeated."""
-    restart_log_snr: tuple[float, float] = (-1.0, 1.0)
-    """The restart interval: log-SNR of its noisy and its clean end."""
-    restart_steps: int = 3
-    """Steps of each repetition."""
+    num_restarts: int = 1
+    """How often the grid returns to the noisy end of the restart interval."""
+    restart_interval: tuple[float, float] = (0.1, 0.4)
+    """The restart interval, as fractions of the noisiest timestep: its clean and its noisy end."""

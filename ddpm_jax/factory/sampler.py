@@ -110,10 +110,9 @@ def make_levels(sample: Sample, diffusion: Diffusion, schedule: HasLevels) -> Le
         case sampling.Pndm(start="runge_kutta"):
             with as_usage_error("--sample.start"):
                 return grids.runge_kutta_start(require_discrete(schedule, "runge_kutta"), np.asarray(levels.t)[:-1])
-        case sampling.Restart():
-            require_every_time(diffusion, "--sample.sampler")
-            with as_usage_error("--sample.restart_log_snr"):
-                return grids.restart(schedule, levels, sample.restart_log_snr, sample.num_restarts, sample.restart_steps)
+        case sampling.Restart(restart_interval=(clean, noisy), num_restarts=num_restarts):
+            with as_usage_error("--sample.restart_interval"):
+                return grids.restart(levels, noisy * schedule.last, clean * schedule.last, num_restarts)
     return levels
 
 

@@ -19,7 +19,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("grid", get_args(config.Grid))
-@pytest.mark.parametrize("method", [name for name in kinds.kinds(Sample) if name not in ("analytic_dpm", "restart")])
+@pytest.mark.parametrize("method", [name for name in kinds.kinds(Sample) if name != "analytic_dpm"])
 def test_every_sampler_on_every_grid(method, grid):
     """Data at one point, known to the model: all of them end there."""
     diffusion = Diffusion()
@@ -224,6 +224,9 @@ def test_options_of_a_sampler_reach_it():
         )
     with pytest.raises(UsageError, match=r"--sample.rho: expected with --sample.grid karras or exponential"):
         factory.make_levels(Sample(rho=5.0), diffusion, SCHEDULE)
+    assert len(factory.make_levels(Sample(sampler="restart", steps=10, num_restarts=2), diffusion, SCHEDULE).t) == 11 + 2 * 4
+    with pytest.raises(UsageError, match=r"--sample.restart_interval: t_max, t_min: expected at least two levels"):
+        factory.make_levels(Sample(sampler="restart", steps=2), diffusion, SCHEDULE)
     assert len(factory.make_levels(Sample(sampler="pndm", start="runge_kutta", steps=8), diffusion, SCHEDULE).t) == 8 + 10
     with pytest.raises(UsageError, match=r"analytic_dpm in sample\.py only"):
         factory.make_sampler(Sample(sampler="analytic_dpm"), diffusion, SCHEDULE)
