@@ -111,7 +111,7 @@ def check(options: Options) -> None:
     """Raises UsageError for options that are wrong whatever the model."""
     for name in ("num", "batch_size", "ode_steps"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, received {getattr(options, name)}")
+            raise UsageError(f"--{name}: expected at least 1, received {getattr(options, name)}")
     check_seed("--seed", options.seed)
     if not (pathlib.Path(options.workdir) / "checkpoints").is_dir():
         raise UsageError(f"--workdir: expected a folder that train.py has saved checkpoints in, received {options.workdir}")

@@ -112,7 +112,7 @@ def read_options(argv: Sequence[str]) -> Options:
 
 def check(options: Options) -> None:
     """Raises UsageError for options that are wrong whatever the model."""
-    positive = {"num": options.sample.num, "batch-size": options.batch_size, "jump_length": options.jump_length}
+    positive = {"num": options.sample.num, "batch_size": options.batch_size, "jump_length": options.jump_length}
     positive |= {"resamplings": 1 if options.resamplings is None else options.resamplings}
     for name, value in positive.items():
         if value < 1:

@@ -134,7 +134,7 @@ def test_the_ode_estimates_what_it_computes(workdir):
     "args, message",
     [
         (["--num", "0"], "--num: expected at least 1"),
-        (["--batch-size", "0"], "--batch-size: expected at least 1"),
+        (["--batch-size", "0"], "--batch_size: expected at least 1"),
         (["--metric", "fid"], "--metric"),
         (["--workdir", "nowhere"], "--workdir: expected a folder that train.py has saved"),
         (["--split", "validation"], "--split: split: expected all, train or test"),

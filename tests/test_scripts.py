@@ -195,7 +195,7 @@ def test_an_image_is_filled_in_and_departed_from(trained, tmp_path):
     ("args", "said"),
     [
         (["--train.num_stepz", "3"], "--train.num_stepz: expected an option, perhaps --train.num_steps"),
-        (["--train.batch_size", "many"], "--train.batch-size"),
+        (["--train.batch_size", "many"], "--train.batch_size"),
         (["--train.batch_size", "0"], "--train.batch_size: expected a positive number, received 0"),
         (["--config", "mnist"], "--config: expected a file.py or one of"),
         (["--data.source", "folder", "--data.image_size", "8", "--data.path", "missing"], "--data.path: "),
@@ -238,7 +238,7 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(tmp_path, args, sa
     ("args", "said"),
     [
         (["--num", "0"], "--num: expected at least 1, received 0"),
-        (["--batch-size", "0"], "--batch-size: expected at least 1"),
+        (["--batch-size", "0"], "--batch_size: expected at least 1"),
         (["--workdir", "nowhere"], "--workdir: expected a folder that train.py has saved checkpoints in"),
         (["--steps", "0"], "--steps: num_steps: expected 1 to 1000"),
         (["--eta", "2", "--sampler", "ddim"], "error: --eta: eta: expected 0 to 1"),
@@ -402,6 +402,6 @@ def test_programs_are_kept_in_the_users_folder_unless_the_environment_says_other
 def test_help_answers_at_once_and_lists_the_options():
     result = run("train.py", "--help")
     assert result.returncode == 0
-    assert "--train.num-steps" in result.stdout
+    assert "--train.num_steps" in result.stdout
     assert "8x8 handwritten digits" in result.stdout
     assert "--num" in run("sample.py", "--help").stdout

@@ -52,7 +52,7 @@ def parse(default: T, argv: Sequence[str], description: str, flat: str = "") -> 
         with contextlib.redirect_stderr(printed):
             value, unknown = tyro.cli(
                 type(default), default=default, args=argv, description=description, return_unknown_args=True,
-                config=(tyro.conf.FlagConversionOff,),
+                config=(tyro.conf.FlagConversionOff,), use_underscores=True,
             )  # fmt: skip
     except SystemExit as end:
         if not end.code:
