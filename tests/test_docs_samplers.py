@@ -3,12 +3,14 @@
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
 import sample
-from ddpm_jax import guidance, samplers
+from ddpm_jax import guidance, samplers, schedules
 from ddpm_jax.samplers import grids
+from ddpm_jax.schedules import Level
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "samplers.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
@@ -42,6 +44,26 @@ def test_a_sampler_of_ones_own(names):
     error = lambda sampler: np.abs(end(sampler, 50) - fine).max()  # noqa: E731
     np.testing.assert_allclose(end(names["adams_bashforth"](), 50), names["own"], atol=1e-4)
     assert error(names["adams_bashforth"]()) < error(samplers.ddim()) / 2
+
+
+def test_a_sampler_of_ones_own_takes_traced_levels_and_pure_noise(names):
+    sampler, shape = names["adams_bashforth"](), (2, *names["shape"][1:])
+    levels = grids.spaced(names["schedule"], 20)
+    pure_noise = Level(levels.t, np.append(0.0, levels.alpha[1:]), np.append(1.0, levels.sigma[1:]))
+    draw = lambda levels: samplers.sample(names["key"], sampler, names["denoise"], levels, shape)  # noqa: E731
+    for grid in (levels, pure_noise):
+        x = draw(grid)
+        assert np.isfinite(x).all() and np.std(x) > 0.1
+        np.testing.assert_allclose(jax.jit(draw)(grid), x, atol=1e-4)
+    assert sampler.plan(levels).change.dtype == np.float64
+
+    def of_schedule(scale):  # the schedule is an argument of jit
+        schedule = schedules.linear(1000)
+        table = schedule._replace(alpha=scale * schedule.alpha)
+        return draw(jax.tree.map(lambda a: a[::-1], table.level(np.arange(0, 1000, 100))))
+
+    np.testing.assert_allclose(jax.jit(of_schedule)(1.0), of_schedule(1.0), atol=1e-4)
+    assert np.isfinite(jax.grad(lambda scale: of_schedule(scale).sum())(1.0))
 
 
 def test_guidance_moves_samples_by_their_labels(names):
@@ -78,6 +100,49 @@ def test_constraints_hold(names):
     distance = np.abs(names["edited"] - picture).mean()
     assert 0.02 < distance < np.abs(picture - picture[::-1]).mean()
     assert np.abs(names["restored"] - picture).mean() < 0.01
+    assert abs(np.asarray(names["restarted"]).var() / 0.15 - 1) < 4 * np.sqrt(2 / (16 * 20))
+
+
+KNOWN = np.zeros((1, 2))
+INNER = (samplers.heun(), samplers.unipc(1), samplers.ddpm())
+EXAMPLES = {
+    "ddpm(variance)": lambda order: [samplers.ddpm(variance) for variance in ("fixed_small", "fixed_large", "learned")],
+    "analytic_dpm(gamma)": lambda order: [samplers.analytic_dpm(np.ones(10))],
+    "ddim(eta)": lambda order: [samplers.ddim(eta) for eta in (0.0, 0.5, 1.0)],
+    "euler(schedule, churn)": lambda order: [samplers.euler(), samplers.euler(schedules.linear(10), samplers.Churn(1.0))],
+    "heun(schedule, churn)": lambda order: [samplers.heun(), samplers.heun(schedules.linear(10), samplers.Churn(1.0))],
+    "euler_ancestral(eta)": lambda order: [samplers.euler_ancestral(eta) for eta in (0.0, 1.0)],
+    "dpm_solver_pp(order)": lambda order: [samplers.dpm_solver_pp(order, variant) for variant in ("midpoint", "heun")],
+    "dpm_solver_pp(order, sde=True)": lambda order: [samplers.dpm_solver_pp(order, sde=True)],
+    "dpm_solver_pp_2s(schedule)": lambda order: [samplers.dpm_solver_pp_2s(schedules.linear(10))],
+    "unipc(order)": lambda order: [samplers.unipc(order, variant) for variant in ("bh1", "bh2")],
+    "deis(order, variable)": lambda order: [samplers.deis(order, variable) for variable in ("log_rho", "rho")],
+    "pndm(start)": lambda order: [samplers.pndm(start) for start in ("multistep", "runge_kutta")],
+    "langevin(predictor)": lambda order: [samplers.langevin(inner, num_corrections=3) for inner in INNER],
+    "inpaint(sampler, known, mask)": lambda order: [samplers.inpaint(inner, KNOWN, KNOWN + 1) for inner in INNER],
+    "restart(sampler)": lambda order: [samplers.restart(inner) for inner in INNER],
+    "repaint(sampler, known, mask)": lambda order: [samplers.repaint(inner, KNOWN, KNOWN + 1) for inner in INNER],
+}
+
+
+def value(cell, order, of_inner):
+    """The number that a cell of the table says: "2", "order + 1", "the sampler's" or "the predictor's + num_corrections"."""
+    expression = re.sub(r"the (sampler|predictor)'s", str(of_inner), re.sub(r" \(.*\)", "", cell))
+    return eval(expression, {"order": order, "num_corrections": 3})
+
+
+def test_the_orders_and_evaluations_of_the_table_are_the_samplers():
+    table = PAGE.split("## The samplers\n\n")[1].split("\n\n")[0].splitlines()
+    head = [cell.strip() for cell in table[0].strip("|").split("|")]
+    rows = [dict(zip(head, (cell.strip() for cell in row.strip("|").split("|")), strict=True)) for row in table[2:]]
+    assert {row["sampler"].strip("`") for row in rows} == set(EXAMPLES)
+    for row in rows:
+        first, last = re.search(r"\((\d) to (\d)", row["order"] + "(1 to 1").groups()
+        for order in range(int(first), int(last) + 1):
+            found = EXAMPLES[row["sampler"].strip("`")](order)
+            for sampler, inner in zip(found, INNER, strict=False):
+                assert sampler.order == value(row["order"], order, inner.order), row
+                assert sampler.nfe == value(row["NFE per step"], order, inner.nfe), row
 
 
 def test_the_tables_name_what_there_is():

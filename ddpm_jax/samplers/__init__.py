@@ -15,11 +15,12 @@ from ddpm_jax.samplers.heun import heun
 from ddpm_jax.samplers.inpaint import inpaint, repaint
 from ddpm_jax.samplers.langevin import langevin
 from ddpm_jax.samplers.pndm import pndm
+from ddpm_jax.samplers.restart import restart
 from ddpm_jax.samplers.sdedit import sdedit
 from ddpm_jax.samplers.unipc import unipc
 
 __all__ = [
     "Churn", "Sampler", "analytic_dpm", "ddim", "ddpm", "deis", "dpm_solver_pp", "dpm_solver_pp_2s", "euler",
-    "euler_ancestral", "grids", "heun", "inpaint", "langevin", "mean_squared_eps", "pndm", "repaint", "sample",
-    "sample_path", "sdedit", "unipc",
+    "euler_ancestral", "grids", "heun", "inpaint", "langevin", "mean_squared_eps", "pndm", "repaint", "restart",
+    "sample", "sample_path", "sdedit", "unipc",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Analytic-DPM: ancestral sampling with the best variance that is the same in every dimension (Bao et al. 2022)."""
+"""Analytic-DPM: ancestral sampling with the optimal isotropic variance (Bao et al. 2022)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from ddpm_jax import keys
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.diffusion import add_noise
-from ddpm_jax.samplers import base, multistep
-from ddpm_jax.schedules import Array, Level, Schedule, require_discrete
+from ddpm_jax.samplers import base
+from ddpm_jax.schedules import Array, Level, Schedule, require_discrete, safe_divide
 
 
 class Coefficients(NamedTuple):
@@ -26,18 +26,18 @@ class Coefficients(NamedTuple):
 
 
 def mean_squared_eps(key: jax.Array, schedule: Schedule, denoise: Denoise, x0: jax.Array) -> jax.Array:
-    """Gamma_t = E |eps|^2 / d over data, for every t: what Analytic-DPM needs to know of a model, once.
+    """Gamma_t = E |eps|^2 / d over data, for every t: the one statistic of a model that Analytic-DPM needs.
 
-    Each t gets one draw of noise for each example (section 3 of Bao et al. 2022; score = -eps / sigma).
+    It is estimated with one noise sample per t and example (section 3 of Bao et al. 2022; score = -eps / sigma).
 
     Args:
         key: A typed key.
         schedule: The schedule of the model, T steps.
-        denoise: The model, not clipped: its eps is what is measured.
-        x0: Clean data [B, ...]; some hundreds suffice.
+        denoise: The model, not clipped, so that eps is the network's.
+        x0: Clean data [B, ...]; a few hundred examples suffice.
 
     Returns:
-        Gamma [T], in [0, 1] for a model that is exact.
+        Gamma [T]; in [0, 1] for an exact model.
     """
 
     def at(t: jax.Array) -> jax.Array:
@@ -56,18 +56,18 @@ def analytic_dpm(gamma: ArrayLike, clip: bool = True) -> base.Sampler:
 
         sigma_s^2 (1 - r^2) + (alpha_s (1 - r^2))^2 (sigma_t / alpha_t)^2 (1 - Gamma_t)
 
-    the posterior's, and what x0 itself varies given x_t. It lies between "fixed_small" and "fixed_large", and is exact
-    for Gaussian data. One network call a step; the last step, to sigma_s = 0, adds no noise. Grids go towards the data.
+    the posterior's, plus the variance of x0 given x_t. It lies between "fixed_small" and "fixed_large", and is exact for
+    Gaussian data. One network evaluation per step; the last step, to sigma_s = 0, adds no noise. Grids go towards the data.
 
     Args:
-        gamma: Gamma_t [T] from `mean_squared_eps`; a t between two of them is interpolated.
-        clip: Whether the variance of x0 is kept within [0, 1], where it is for data in [-1, 1] (section 3.1).
+        gamma: Gamma_t [T] from `mean_squared_eps`; interpolated at fractional t.
+        clip: Whether to clip the variance of x0 to [0, 1], its range for data in [-1, 1] (section 3.1).
 
     Returns:
         The Sampler.
 
     Raises:
-        ValueError: gamma is not one-dimensional, or not of finite numbers of at least 0.
+        ValueError: gamma is not one-dimensional, not finite, or negative.
     """
     table = np.asarray(gamma, np.float64)
     if table.ndim != 1 or not np.all(np.isfinite(table) & (table >= 0)):
@@ -75,14 +75,16 @@ def analytic_dpm(gamma: ArrayLike, clip: bool = True) -> base.Sampler:
 
     def plan(levels: Level) -> Coefficients:
         base.check_decreasing(levels, "analytic_dpm")
-        t, s, r, gain = base.ratios(levels)
-        xp = multistep.namespace(gain)
-        known = xp.interp(t.t, np.arange(len(table)), table)
-        signal = t.alpha > 0
-        x0_variance = (t.sigma / xp.where(signal, t.alpha, 1.0)) ** 2 * (1 - known)
-        x0_variance = xp.where(signal, xp.clip(x0_variance, 0.0, 1.0 if clip else np.inf), 1.0)
-        variance = s.sigma**2 * gain + (s.alpha * gain) ** 2 * x0_variance
-        return Coefficients(t, s.alpha * gain, r * s.sigma / t.sigma, xp.where(s.sigma > 0, variance, 0.0) ** 0.5)
+        t, s, r = base.ratios(levels)
+        xp = r.__array_namespace__()
+        # the variance of x0 given x_t; 1 if x_t is pure noise
+        gamma_t = xp.interp(t.t, np.arange(len(table)), table)
+        x0_variance = safe_divide(t.sigma, t.alpha) ** 2 * (1 - gamma_t)
+        x0_variance = xp.where(t.alpha > 0, xp.clip(x0_variance, 0.0, 1.0 if clip else np.inf), 1.0)
+        # the posterior's mean and variance, plus the variance of alpha_s (1 - r^2) x0
+        x0_scale, x_scale = s.alpha * (1 - r**2), r * s.sigma / t.sigma
+        variance = s.sigma**2 * (1 - r**2) + x0_scale**2 * x0_variance
+        return Coefficients(t, x0_scale, x_scale, xp.where(s.sigma > 0, variance, 0.0) ** 0.5)
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):
         denoised = denoise(x, c.level)

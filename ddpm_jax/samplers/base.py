@@ -1,7 +1,8 @@
-"""The one loop that all samplers share.
+"""The sampling loop that all methods share.
 
-A grid is N + 1 levels, and a step goes from one to the next. A sampler's `plan` computes every coefficient of every step
-beforehand, in float64 where the levels are concrete, special ends included; `sample` scans `step` over them.
+A grid (the sampling timesteps) is N + 1 noise levels, and each step goes from one to the next. A sampler's `plan` computes the
+coefficients of all steps beforehand, in float64 if the levels are concrete, special ends included; `sample` scans `step` over
+them.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from ddpm_jax.schedules import Array, Level
 
 
 class Sampler(NamedTuple):
-    """A sampling method; its hyper-parameters are bound by the function that made it.
+    """A sampling method; the function that makes it binds its hyperparameters.
 
     Attributes:
         plan: (levels [N + 1]) -> coefficients, a pytree of arrays over the N steps.
-        init: (x) -> the state it carries from step to step, () where there is none.
+        init: (x) -> the state carried from step to step, () if there is none.
         step: (keys [B] or None, denoise, x, state, coefficients) -> (x, state, denoised).
+        order: Order of convergence of its formula, that of the drift if it is stochastic.
+        nfe: Network evaluations per step.
     """
 
     plan: Callable[[Level], Any]
     init: Callable[[jax.Array], Any]
     step: Callable[[jax.Array | None, Denoise, jax.Array, Any, Any], tuple[jax.Array, Any, Denoised]]
+    order: int = 1
+    nfe: int = 1
 
 
 def sample(
@@ -46,22 +51,35 @@ def sample(
     """Samples along a grid of levels, in memory that does not grow with the number of steps.
 
     Args:
-        key: A typed key. May be None where nothing is random: x_init is given and the sampler draws no noise.
+        key: A typed key. May be None if nothing is random: x_init is given and the sampler is deterministic.
         sampler: The method, e.g. `ddim(eta=0.0)`.
-        denoise: What it denoises with, from `make_denoise`.
+        denoise: The denoiser, from `make_denoise`.
         levels: The grid [N + 1], e.g. from `grids.spaced`.
         shape: [B, ...], the shape of the samples.
-        ids: Integers [B], the samples' global numbers, 0..B-1 by default: sample i depends on (key, ids[i]) alone.
-        x_init: Where to start [B, ...]; by default hypot(alpha, sigma) * noise at the first level.
-        remat: Whether a gradient computes each step anew on its way back, in the memory of one step's activations and N
-            copies of x and state, instead of N steps' activations.
+        ids: Global sample indices, integers [B], 0..B-1 by default: sample i depends on (key, ids[i]) alone.
+        x_init: The initial x [B, ...]; by default hypot(alpha, sigma) * noise at the first level.
+        remat: Whether the backward pass rematerializes each step: it then stores N copies of x and the state, and one
+            step's activations instead of N steps'.
 
     Returns:
         The samples, [B, ...].
 
     Raises:
         TypeError: a missing key.
-        ValueError: a grid that the sampler does not accept, or an x_init or ids in another shape.
+        ValueError: a grid that the sampler does not accept, or an x_init or ids of the wrong shape.
+
+    Example:
+        Standard normal data, for which the optimal network predicts eps = sigma_t x_t:
+
+        >>> import jax
+        >>> from ddpm_jax import samplers, schedules
+        >>> from ddpm_jax.denoiser import make_denoise
+        >>> schedule = schedules.linear(1000)
+        >>> denoise = make_denoise(schedule, lambda x_t, t: schedule.sigma[t][:, None] * x_t, clip=False)
+        >>> levels = samplers.grids.spaced(schedule, 50)
+        >>> x = samplers.sample(jax.random.key(0), samplers.ddpm(), denoise, levels, shape=(1000, 2))
+        >>> x.shape, round(float(x.std()), 1)
+        ((1000, 2), 1.0)
     """
     return sample_path(key, sampler, denoise, levels, shape, ids, x_init, lambda x, denoised: None, remat)[0]
 
@@ -77,18 +95,17 @@ def sample_path(
     keep: Callable[[jax.Array, Denoised], Any] = lambda x, denoised: x,
     remat: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Samples, and keeps something of every step: memory grows with their number.
+    """Samples, and stores something at every step: memory grows with the number of steps.
 
     Args:
-        key, sampler, denoise, levels, shape, ids, x_init: As for `sample`.
-        keep: (x after the step, what was believed before it) -> the pytree to keep; by default x.
-        remat: As for `sample`.
+        key, sampler, denoise, levels, shape, ids, x_init, remat: Same as for `sample`.
+        keep: (x after the step, the prediction it used) -> the pytree to store; by default x.
 
     Returns:
-        The samples [B, ...], and what was kept, stacked over the steps [N, ...], first step first.
+        The samples [B, ...], and the stored pytrees, stacked over the steps [N, ...] in their order.
 
     Raises:
-        As `sample`.
+        Same as `sample`.
     """
     if np.ndim(levels.alpha) != 1 or len(levels.alpha) < 2:
         raise ValueError(f"levels: expected a grid [N + 1], N at least 1, received shape {np.shape(levels.alpha)}")
@@ -98,6 +115,8 @@ def sample_path(
     x = initial_noise(key, levels, shape, ids) if x_init is None else x_init
     if x.shape != tuple(shape):
         raise ValueError(f"x_init: expected shape {tuple(shape)}, received {x.shape}")
+
+    # all coefficients beforehand, then one scan over the steps, each with its own noise
     noise_key = None if key is None else keys.stream(key, "noise")
     plan = jax.tree.map(lambda a: _at_precision_of(x, a), sampler.plan(levels))
 
@@ -114,7 +133,7 @@ def sample_path(
 
 
 def initial_noise(key: jax.Array | None, levels: Level, shape: Sequence[int], ids: ArrayLike) -> jax.Array:
-    """Draws x [B, ...] at a grid's first level: hypot(alpha, sigma) * noise, exact for standard normal data.
+    """The initial x [B, ...] at a grid's first level: hypot(alpha, sigma) * noise, exact for standard normal data.
 
     Raises:
         TypeError: no key.
@@ -124,7 +143,7 @@ def initial_noise(key: jax.Array | None, levels: Level, shape: Sequence[int], id
 
 
 def normal(example_keys: jax.Array | None, shape: Sequence[int]) -> jax.Array:
-    """Standard normal [B, ...], example i from key i.
+    """Standard normal noise [B, ...], example i from key i.
 
     Raises:
         TypeError: no keys.
@@ -135,67 +154,69 @@ def normal(example_keys: jax.Array | None, shape: Sequence[int]) -> jax.Array:
 
 
 def split(example_keys: jax.Array | None, num: int) -> list[jax.Array | None]:
-    """As many independent draws a step as one likes: num lists of keys [B] from one; None stays None."""
+    """Splits each example's key into `num` independent ones: num lists of keys [B]; None stays None."""
     if example_keys is None:
         return [None] * num
     return [jax.vmap(jax.random.fold_in, (0, None))(example_keys, i) for i in range(num)]
 
 
-def endpoints(levels: Level) -> tuple[Level, Level]:
-    """The noisier and the less noisy end, t and s, of every step of a grid [N + 1], each a Level [N].
+def in_float64(levels: Level) -> Level:
+    """The levels as numpy float64 if they are concrete, so that coefficients are computed in it; as JAX arrays if traced."""
+    if is_traced(levels):
+        return Level(*map(jnp.asarray, levels))
+    return Level(np.asarray(levels.t), np.asarray(levels.alpha, np.float64), np.asarray(levels.sigma, np.float64))
 
-    Where the values are known they come as numpy float64, so that coefficients are computed in it.
-    """
-    if any(isinstance(a, jax.core.Tracer) for a in levels):
-        levels = Level(*map(jnp.asarray, levels))
-    else:
-        levels = Level(np.asarray(levels.t), np.asarray(levels.alpha, np.float64), np.asarray(levels.sigma, np.float64))
+
+def endpoints(levels: Level) -> tuple[Level, Level]:
+    """The levels t and s that each step of a grid [N + 1] goes from and to, each a Level [N] (see `in_float64`)."""
+    levels = in_float64(levels)
     return Level(*(a[:-1] for a in levels)), Level(*(a[1:] for a in levels))
 
 
-def ratios(levels: Level) -> tuple[Level, Level, Array, Array]:
-    """t, s, r = (alpha_t sigma_s) / (alpha_s sigma_t) and 1 - r^2, for every step of a grid that goes towards the data.
+def ratios(levels: Level) -> tuple[Level, Level, Array]:
+    """t, s and r = (alpha_t sigma_s) / (alpha_s sigma_t), for every step of a grid towards the data.
 
-    1 - r^2 = 1 - exp(log_snr_t - log_snr_s) is the share of x_t's noise that the step can remove: every variance and
+    1 - r^2 = 1 - exp(log_snr_t - log_snr_s) is the fraction of x_t's noise that the step can remove: every variance and
     weight of Eq. 7 of Ho et al. 2020 is a multiple of it, and no term divides by alpha_t or sigma_s, which may be 0.
     """
     t, s = endpoints(levels)
-    r = (t.alpha * s.sigma) / (s.alpha * t.sigma)
-    return t, s, r, 1 - r**2
+    return t, s, (t.alpha * s.sigma) / (s.alpha * t.sigma)
+
+
+def is_traced(levels: Level) -> bool:
+    """Whether the values of the levels are unknown, as in a function under `jit` that takes them as arguments."""
+    return any(isinstance(a, jax.core.Tracer) for a in levels)
 
 
 def check_decreasing(levels: Level, method: str) -> None:
-    """Checks that a grid goes towards the data, step by step, where its values are known.
+    """Checks that every step of a grid goes towards the data, if its values are known.
 
     Raises:
         ValueError: a step stays at its noise level, or goes to a noisier one.
     """
-    if isinstance(levels.alpha, jax.core.Tracer) or isinstance(levels.sigma, jax.core.Tracer):
-        return
-    _refuse(levels, np.diff(_angle(levels)) >= 0, f"{method} expected every level less noisy than the one before")
+    if not is_traced(levels):
+        _check_steps(levels, np.diff(_angle(levels)) >= 0, f"{method} expected every level less noisy than the one before")
 
 
 def check_monotone(levels: Level, method: str) -> None:
-    """Checks that a grid goes one way, to the data or to the noise, where its values are known.
+    """Checks that a grid is monotone, towards the data or towards noise, if its values are known.
 
     Raises:
-        ValueError: a step stays at its noise level, or goes another way than the first.
+        ValueError: a step stays at its noise level, or goes the other way than the first.
     """
-    if isinstance(levels.alpha, jax.core.Tracer) or isinstance(levels.sigma, jax.core.Tracer):
-        return
-    change = np.diff(_angle(levels))
-    _refuse(levels, change * np.sign(change[0]) <= 0, f"{method} expected levels that go one way, all different")
+    if not is_traced(levels):
+        change = np.diff(_angle(levels))
+        _check_steps(levels, change * np.sign(change[0]) <= 0, f"{method} expected levels that go one way, all different")
 
 
 def check_distinct(levels: Level, method: str) -> None:
-    """Raises ValueError where a step of a grid of known values stays at its noise level."""
-    if isinstance(levels.alpha, jax.core.Tracer) or isinstance(levels.sigma, jax.core.Tracer):
-        return
-    _refuse(levels, np.diff(_angle(levels)) == 0, f"{method} expected neighbouring levels that differ")
+    """Raises ValueError if a step of a grid stays at its noise level and the grid's values are known."""
+    if not is_traced(levels):
+        _check_steps(levels, np.diff(_angle(levels)) == 0, f"{method} expected neighbouring levels that differ")
 
 
 def check_num_steps(levels: Level, num_steps: int, method: str) -> None:
-    """Raises ValueError where a grid has fewer than num_steps steps."""
+    """Raises ValueError if a grid has fewer than num_steps steps."""
     if len(levels.alpha) - 1 < num_steps:
         raise ValueError(f"levels: {method} expected at least {num_steps} steps, received {len(levels.alpha) - 1}")
 
@@ -205,7 +226,7 @@ def _angle(levels: Level) -> np.ndarray:
     return np.arctan2(np.asarray(levels.sigma), np.asarray(levels.alpha))
 
 
-def _refuse(levels: Level, wrong: np.ndarray, expected: str) -> None:
+def _check_steps(levels: Level, wrong: np.ndarray, expected: str) -> None:
     """Raises ValueError naming the first wrong step, if there is one."""
     if np.any(wrong):
         step = int(np.argmax(wrong))
@@ -213,6 +234,6 @@ def _refuse(levels: Level, wrong: np.ndarray, expected: str) -> None:
 
 
 def _at_precision_of(x: jax.Array, a: ArrayLike) -> jax.Array:
-    """Coefficients in the precision of x, though never below float32; integers as they are."""
+    """Coefficients in the precision of x, but at least float32; integers as they are."""
     a = jnp.asarray(a)
     return a.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(a.dtype, jnp.floating) else a

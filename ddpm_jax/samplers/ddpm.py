@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ddpm_jax.denoiser import Denoise, Denoised
 from ddpm_jax.samplers import base
-from ddpm_jax.schedules import Array, Level
+from ddpm_jax.schedules import Array, Level, safe_divide
 
 VARIANCES = ("fixed_small", "fixed_large", "learned")
 
@@ -26,43 +25,46 @@ class Coefficients(NamedTuple):
 
 
 def ddpm(variance: str = "fixed_large") -> base.Sampler:
-    """The reverse process of Ho et al. 2020: the mean of q(x_s | x_t, x0), and noise.
+    """The reverse process of Ho et al. 2020: the mean of q(x_s | x_t, x0), plus noise.
 
     On the full grid this is Algorithm 2 with x0 clipped; on a spaced grid the posterior is that of the spaced chain
-    (Nichol & Dhariwal 2021, section 4). With r = (alpha_t sigma_s) / (alpha_s sigma_t), the ratio of the noise-to-signal
-    ratios, and s the less noisy end of a step, Eq. 7 reads
+    (Nichol & Dhariwal 2021, section 4). For a step from t to s, with r = (alpha_t sigma_s) / (alpha_s sigma_t), the ratio of
+    the noise-to-signal ratios, Eq. 7 reads
 
         mean         = alpha_s (1 - r^2) x0 + r (sigma_s / sigma_t) x_t
-        fixed_small  = sigma_s^2 (1 - r^2)       the posterior variance, right for data that are one point
-        fixed_large  = sigma_t^2 (1 - r^2)       beta of the step, right for standard normal data
+        fixed_small  = sigma_s^2 (1 - r^2)       the posterior variance, optimal for deterministic data
+        fixed_large  = sigma_t^2 (1 - r^2)       beta of the step, optimal for data that are N(0, I)
         learned      = fixed_large^f fixed_small^(1 - f),  f = `denoised.fraction`
 
     The last step, to sigma_s = 0, adds no noise and returns x0. Grids must go towards the data.
 
     Args:
-        variance: "fixed_large", the paper's for CIFAR-10; "fixed_small", its for 256 x 256 images; or "learned", for networks
-            that have learned one (Nichol & Dhariwal 2021, Eq. 15).
+        variance: "fixed_large", as in the paper for CIFAR-10; "fixed_small", as for its 256 x 256 images; or "learned", for
+            networks with a learned variance (Nichol & Dhariwal 2021, Eq. 15).
 
     Returns:
         The Sampler.
 
     Raises:
-        ValueError: an unknown variance; when it samples, a learned one where the network has none.
+        ValueError: an unknown variance; when it samples, "learned" for a network without one.
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance: expected one of {VARIANCES}, received {variance!r}")
 
     def plan(levels: Level) -> Coefficients:
         base.check_decreasing(levels, "ddpm")
-        t, s, r, gain = base.ratios(levels)
-        scale = t.sigma * (s.sigma > 0) if variance == "fixed_large" else s.sigma
-        xp = jnp if isinstance(r, jax.Array) else np
-        log_range = xp.log(t.sigma / xp.where(s.sigma > 0, s.sigma, t.sigma))
-        return Coefficients(t, s.alpha * gain, r * s.sigma / t.sigma, scale * gain**0.5, log_range)
+        t, s, r = base.ratios(levels)
+        xp = r.__array_namespace__()
+        x0_scale, x_scale = s.alpha * (1 - r**2), r * s.sigma / t.sigma
+        # a learned std lies between the fixed ones: std of fixed_small, times exp(fraction * log_range)
+        scale = xp.where(s.sigma > 0, t.sigma, 0.0) if variance == "fixed_large" else s.sigma
+        log_range = xp.log(safe_divide(t.sigma, s.sigma, otherwise=1.0))
+        return Coefficients(t, x0_scale, x_scale, scale * (1 - r**2) ** 0.5, log_range)
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):
         denoised: Denoised = denoise(x, c.level)
         mean = c.x0_scale * denoised.x0 + c.x_scale * x
+        # the standard deviation, of each pixel if it is learned
         std = c.std
         if variance == "learned":
             if denoised.fraction is None:

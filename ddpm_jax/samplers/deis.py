@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from ddpm_jax.samplers import base, multistep
+from ddpm_jax.samplers import base
+from ddpm_jax.samplers.multistep import Coefficients, delayed, half_log_snr, multistep, orders
 from ddpm_jax.schedules import Array, Level
 
 VARIABLES = ("log_rho", "rho")
@@ -18,17 +18,19 @@ def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = Fa
 
         x_s / alpha_s = x_t / alpha_t + sum_j C_j eps_j,    C_j = integral of l_j d rho from rho_t to rho_s
 
-    with rho = sigma / alpha and l_j Lagrange's polynomials, in log rho or in rho; Gauss-Legendre's rule with 24 points
-    gives the integrals to rounding. In log rho it is also the multistep DPM-Solver for eps; in rho, and of order 4, it is
-    what k-diffusion names LMS.
+    with rho = sigma / alpha, eps_j the output j steps before, and l_j Lagrange's polynomials in log rho or in rho; a
+    Gauss-Legendre rule of 24 points gives the integrals to rounding error. In log rho, order 1 is DDIM (as it is in rho), and
+    order 2 is the multistep DPM-Solver-2 for eps in its "heun" form. In rho, order 4 is the LMS sampler of k-diffusion.
 
-    One network call a step. Order 1 is DDIM. The first steps are of the lower order that their history allows, and
-    of order 1 those next to alpha = 0, from sigma = 0, or in log rho to sigma = 0. Grids go one way, either way.
+    One network evaluation per step. The first steps have the lower order that the steps before them allow, and those next to
+    alpha = 0, from sigma = 0, or in log rho to sigma = 0 have order 1. The formula is of the given order; as the first step is
+    of order 1, the error in the end falls as that of order 2, though its constant is small: from 160 to 320 steps the tests'
+    mixture shows slopes of 2.8 for order 3 and of 2.0 for order 4. Grids are monotone, in either direction.
 
     Args:
         order: 1 to 4: the degree of the polynomial, plus 1.
-        variable: "log_rho" or "rho": what it is a polynomial in.
-        lower_order_final: Whether the last steps are of order ..., 2, 1, which is steadier with few steps.
+        variable: "log_rho" or "rho": the polynomial's variable.
+        lower_order_final: Whether the last steps have orders ..., 2, 1, which is more stable with few steps.
 
     Returns:
         The Sampler.
@@ -41,35 +43,51 @@ def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = Fa
     if variable not in VARIABLES:
         raise ValueError(f"variable: expected one of {VARIABLES}, received {variable!r}")
 
-    def plan(levels: Level) -> multistep.Coefficients:
+    def plan(levels: Level) -> Coefficients:
         base.check_num_steps(levels, order, "deis")
         base.check_monotone(levels, "deis")
         t, s = base.endpoints(levels)
-        lam = multistep.half_log_snr(levels)
-        xp = multistep.namespace(lam)
-        reached = multistep.orders(levels, order, lower_order_final, end_too=variable == "rho")[:, None]
-        weights = xp.zeros((len(reached), order))
+        xp = t.alpha.__array_namespace__()
+        lam = half_log_snr(levels)
+
+        # C_1, C_2, ... of the order that each step can have; at order 1 there are none
+        reached = orders(levels, order, lower_order_final, end_too=variable == "rho")[:, None]
+        c = xp.zeros((len(reached), order - 1))
         for k in range(2, order + 1):
-            integrals = lagrange_integrals(xp, lam, k, variable)
-            weights = weights + xp.where(reached == k, xp.pad(integrals, ((0, 0), (0, order - k))), 0.0)
-        weights = s.alpha[:, None] * weights
-        # C_0 is what is left of their sum, rho_s - rho_t, so x_s is DDIM's plus multiples of eps_j - eps_0
-        return multistep.multistep(t, 0 * s.alpha, weights[:, 1:], s.alpha, s.sigma - weights[:, 1:].sum(1), "eps", 0 * s.alpha)
+            c_k = lagrange_integrals(lam, k, variable)[:, 1:]
+            c = xp.where(reached == k, xp.pad(c_k, ((0, 0), (0, order - k))), c)
 
-    return multistep.linear_method(plan, order - 1)
+        # the l_j sum to 1, and so the C_j to rho_s - rho_t: x_s = alpha_s x0 + sigma_s eps + alpha_s sum_j C_j (eps_j - eps)
+        past = s.alpha[:, None] * c
+        zero = 0 * s.alpha
+        return Coefficients(t, x=zero, x0=s.alpha, eps=s.sigma - past.sum(1), past=past, std=zero)
+
+    return multistep(plan, "eps", order - 1, order)
 
 
-def lagrange_integrals(xp: Any, lam: Array, order: int, variable: str) -> Array:
+def lagrange_integrals(lam: Array, order: int, variable: str) -> Array:
     """C_j of every step, [N, order], for lambda = -log rho at the levels [N + 1]."""
-    nodes, node_weights = np.polynomial.legendre.leggauss(24)
+    # the variable of the polynomials at the levels, and d rho = (d rho / du) du
+    xp = lam.__array_namespace__()
     u = -lam if variable == "log_rho" else xp.exp(-lam)
+    drho_du = xp.exp if variable == "log_rho" else xp.ones_like
+
+    # Gauss-Legendre nodes and weights [N, 24], from u_t to u_s
+    nodes, weights = np.polynomial.legendre.leggauss(24)
     width = (u[1:] - u[:-1])[:, None]
-    points = u[:-1, None] + width * (1 + nodes[None]) / 2
-    measure = width * node_weights[None] / 2 * (xp.exp(points) if variable == "log_rho" else 1.0)
-    past = [multistep.delayed(u[:-1], j)[:, None] for j in range(order)]
-    basis = []
+    at = u[:-1, None] + width * (1 + nodes[None]) / 2
+    drho = drho_du(at) * width * weights[None] / 2
+
+    # l_j(u) = product over m != j of (u - u_m) / (u_j - u_m), with u_j the level j steps before
+    past = [delayed(u[:-1], j)[:, None] for j in range(order)]
+    integrals = []
     for j in range(order):
-        others = [m for m in range(order) if m != j]
-        apart = [xp.where(past[j] == past[m], 1.0, past[j] - past[m]) for m in others]  # equal before the first step
-        basis.append(math.prod(((points - past[m]) / a for m, a in zip(others, apart, strict=True)), start=xp.ones((1, 1))))
-    return xp.stack([(b * measure).sum(1) for b in basis], axis=1)
+        factors = [(at - past[m]) / nonzero(past[j] - past[m]) for m in range(order) if m != j]
+        integrals.append((math.prod(factors, start=xp.ones((1, 1))) * drho).sum(1))
+    return xp.stack(integrals, axis=1)
+
+
+def nonzero(a: Array) -> Array:
+    """a, and 1 where it is 0: between the levels `delayed` repeats before the first step."""
+    xp = a.__array_namespace__()
+    return xp.where(a == 0, 1.0, a)

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.denoiser import Denoise
-from ddpm_jax.samplers import base, multistep
+from ddpm_jax.samplers import base
 from ddpm_jax.samplers.dpm_solver import VARIANTS, psi
-from ddpm_jax.schedules import Array, HasLevels, Level
+from ddpm_jax.samplers.multistep import half_log_snr
+from ddpm_jax.schedules import Array, HasLevels, Level, safe_divide
 
 
 class Coefficients(NamedTuple):
-    """u = middle_x * x_t + middle_x0 * x0_t;  x_s = x * x_t + x0 * x0_t + change * (x0_u - x0_t), each [N]."""
+    """x_u = middle_x * x_t + middle_x0 * x0_t;  x_s = x * x_t + x0 * x0_t + change * (x0_u - x0_t), each [N]."""
 
     level: Level
     middle: Level
@@ -26,18 +27,18 @@ class Coefficients(NamedTuple):
 
 
 def dpm_solver_pp_2s(schedule: HasLevels, variant: str = "midpoint", ratio: float = 0.5) -> base.Sampler:
-    """Order 2 without a history: x0 is looked at once more at lambda_u = lambda_t + ratio h.
+    """Order 2 without past outputs: x0 is evaluated a second time, at lambda_u = lambda_t + ratio h.
 
         x_u = (sigma_u / sigma_t) x_t + alpha_u psi1(ratio h) x0_t
         x_s = (sigma_s / sigma_t) x_t + alpha_s (psi1(h) x0_t + psi2(h) (x0_u - x0_t) / ratio)
 
-    with psi_k as in `dpm_solver_pp`. Two network calls a step. Steps to or from an infinite lambda are of order 1 (and
-    their second call is wasted). Grids may go any way.
+    with psi_k as in `dpm_solver_pp`. Two network evaluations per step (NFE). Steps to or from an infinite lambda have order 1
+    (and their second evaluation is wasted). Grids need not be monotone.
 
     Args:
-        schedule: Where the levels between come from, by its `level_at`.
-        variant: "midpoint", which puts psi1 / 2 for psi2, or "heun".
-        ratio: Where between t and s, in (0, 1).
+        schedule: Its `level_at` gives the levels between the grid's.
+        variant: "midpoint", with psi1 / 2 instead of psi2, or "heun".
+        ratio: Position of u between t and s, in (0, 1).
 
     Returns:
         The Sampler.
@@ -53,28 +54,33 @@ def dpm_solver_pp_2s(schedule: HasLevels, variant: str = "midpoint", ratio: floa
     def plan(levels: Level) -> Coefficients:
         base.check_distinct(levels, "dpm_solver_pp_2s")
         t, s = base.endpoints(levels)
-        lam = multistep.half_log_snr(levels)
-        xp, h = multistep.namespace(lam), lam[1:] - lam[:-1]
+        xp = t.alpha.__array_namespace__()
+        lam = half_log_snr(levels)
+        h = lam[1:] - lam[:-1]
+
+        # u, if lambda is finite at both ends, else t
         finite = (t.alpha > 0) & (t.sigma > 0) & (s.alpha > 0) & (s.sigma > 0)
         inside = schedule.level_at(xp.where(finite, 2 * (lam[:-1] + ratio * h), 0.0))
         u = Level(*(xp.where(finite, a, b) for a, b in zip(inside, t, strict=True)))
-        noisy = t.sigma > 0
-        psi1, psi2, _ = psi(xp, h)
-        change = xp.where(finite, s.alpha * (psi1 / 2 if variant == "midpoint" else psi2) / ratio, 0.0)
-        sigma_t = xp.where(noisy, t.sigma, 1.0)
+        psi1_u = xp.where(finite, psi(ratio * h, 1)[0], 0.0)
+
+        # order 2, if lambda is finite at both ends; at the clean end x_t is x0, and x_s = alpha_s x0
+        psi1, psi2 = psi(h, 2)
+        change = xp.where(finite, (psi1 / 2 if variant == "midpoint" else psi2) / ratio, 0.0)
+        psi1 = xp.where(t.sigma > 0, psi1, 1.0)
         return Coefficients(
             t, u,
-            middle_x=u.sigma / sigma_t,
-            middle_x0=xp.where(finite, u.alpha * psi(xp, ratio * h)[0], 0.0),
-            x=xp.where(noisy, s.sigma / sigma_t, 0.0),
-            x0=s.alpha * xp.where(noisy, psi1, 1.0),
-            change=change,
+            middle_x=safe_divide(u.sigma, t.sigma), middle_x0=u.alpha * psi1_u,
+            x=safe_divide(s.sigma, t.sigma), x0=s.alpha * psi1, change=s.alpha * change,
         )  # fmt: skip
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):
         denoised = denoise(x, c.level)
-        x_u = jnp.asarray(c.middle_x * x + c.middle_x0 * denoised.x0, x.dtype)
-        change = denoise(x_u, c.middle).x0 - denoised.x0
-        return c.x * x + c.x0 * denoised.x0 + c.change * change, state, denoised
+        # x0 at u
+        x_u = c.middle_x * x + c.middle_x0 * denoised.x0
+        x0_u = denoise(jnp.asarray(x_u, x.dtype), c.middle).x0
+        # x_s, from both
+        x_s = c.x * x + c.x0 * denoised.x0 + c.change * (x0_u - denoised.x0)
+        return x_s, state, denoised
 
-    return base.Sampler(plan, lambda x: (), step)
+    return base.Sampler(plan, lambda x: (), step, order=2, nfe=2)

@@ -28,18 +28,18 @@ def euler(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Sam
 
         x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps,    that is    x_s = alpha_s x0 + sigma_s eps
 
-    One network call a step. Without churn it is DDIM with eta = 0, nothing is random and grids may go any way; with churn
-    they go towards the data.
+    One network evaluation per step. Without churn it is DDIM with eta = 0, deterministic, and grids need not be monotone; with
+    churn they go towards the data.
 
     Args:
-        schedule: With churn, where the levels that it visits come from.
-        churn: How much noise is added before each step; none by default.
+        schedule: Needed with churn: gives the levels that it visits.
+        churn: The noise added before each step; none by default.
 
     Returns:
         The Sampler.
 
     Raises:
-        ValueError: parameters of churn out of range, or churn without a schedule.
+        ValueError: churn with parameters out of range, or without a schedule.
     """
     checked(churn, schedule)
 
@@ -48,11 +48,13 @@ def euler(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Sam
             base.check_decreasing(levels, "euler with churn")
         level, x_scale, std = churned(levels, churn, schedule)
         _, s = base.endpoints(levels)
-        return Coefficients(level, x_scale, std, s.alpha, s.sigma)
+        return Coefficients(level, x_scale, std, x0_scale=s.alpha, eps_scale=s.sigma)
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):
+        # increase noise temporarily
         if churn.amount > 0:
             x = jnp.asarray(c.x_scale * x + c.std * base.normal(keys, x.shape), x.dtype)
+        # Euler step
         denoised = denoise(x, c.level)
         return c.x0_scale * denoised.x0 + c.eps_scale * denoised.eps, state, denoised
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from ddpm_jax.samplers import base, multistep
+from ddpm_jax.samplers import base
+from ddpm_jax.samplers.multistep import Coefficients, multistep
 from ddpm_jax.schedules import Level
 
 
 def euler_ancestral(eta: float = 1.0, noise: float = 1.0) -> base.Sampler:
-    """The sampler that k-diffusion names sample_euler_ancestral, in x / alpha and rho = sigma / alpha.
+    """The sampler that k-diffusion calls sample_euler_ancestral, in x / alpha and rho = sigma / alpha.
 
         x_s / alpha_s = x_t / alpha_t + (down - rho_t) eps + up * noise
         up = min(rho_s, eta rho_s sqrt(1 - rho_s^2 / rho_t^2)),    down = sqrt(rho_s^2 - up^2)
 
-    With noise = 1 and eta up to 1 it is DDIM with that eta. One network call a step; stochastic unless eta is 0. Grids go
-    towards the data.
+    With noise = 1 and eta up to 1 it is DDIM with that eta. One network evaluation per step; stochastic unless eta is 0.
+    Grids go towards the data.
 
     Args:
-        eta: The share of noise that is drawn anew, at least 0.
-        noise: The scale of what is drawn (k-diffusion's s_noise), about 1.
+        eta: 0: deterministic; 1: ancestral sampling; at least 0.
+        noise: Scale of the added noise (k-diffusion's s_noise), about 1.
 
     Returns:
         The Sampler.
@@ -30,13 +31,15 @@ def euler_ancestral(eta: float = 1.0, noise: float = 1.0) -> base.Sampler:
     if not noise >= 0:
         raise ValueError(f"noise: expected at least 0, received {noise}")
 
-    def plan(levels: Level) -> multistep.Coefficients:
+    def plan(levels: Level) -> Coefficients:
         base.check_decreasing(levels, "euler_ancestral")
-        t, s, _, gain = base.ratios(levels)
-        xp = multistep.namespace(gain)
-        up = xp.minimum(1.0, eta * gain**0.5)  # in units of rho_s
-        eps = s.sigma * (1 - up**2) ** 0.5
-        nothing = 0 * s.alpha
-        return multistep.multistep(t, nothing, nothing[:, None][:, :0], s.alpha, eps, "eps", noise * s.sigma * up)
+        t, s, r = base.ratios(levels)  # r = rho_s / rho_t
+        xp = r.__array_namespace__()
+        rho_s = s.sigma / s.alpha
+        up = xp.minimum(rho_s, eta * rho_s * (1 - r**2) ** 0.5)
+        down = (rho_s**2 - up**2) ** 0.5
+        # x_t / alpha_t - rho_t eps = x0, which is finite also at alpha_t = 0
+        none = xp.zeros((len(r), 0))
+        return Coefficients(t, x=0 * r, x0=s.alpha, eps=s.alpha * down, past=none, std=noise * s.alpha * up)
 
-    return multistep.linear_method(plan, 0, stochastic=eta > 0 and noise > 0)
+    return multistep(plan, "eps", num_past=0, order=1, stochastic=eta > 0 and noise > 0)

@@ -1,4 +1,4 @@
-"""Timestep grids: which noise levels a sampler visits."""
+"""Timestep grids: the noise levels that a sampler visits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ddpm_jax.schedules import HasLevels, Level, Schedule, checked_num_steps, re
 SPACINGS = ("leading", "linspace", "trailing", "quadratic")
 
 CONTINUOUS_STEPS = 100
-"""Steps of a grid in continuous time, by default."""
+"""Default number of steps in continuous time."""
 
 
 def spaced(schedule: HasLevels, num_steps: int | None = None, spacing: str = "leading", clean: bool = True) -> Level:
@@ -20,7 +20,7 @@ def spaced(schedule: HasLevels, num_steps: int | None = None, spacing: str = "le
 
     In discrete time, with T = 1000 and 10 steps:
 
-        leading    900, 800, ..., 0       every (T // num_steps)-th from 0 on, as DDIM's code does
+        leading    900, 800, ..., 0       every (T // num_steps)-th from 0, as in DDIM's code
         linspace   999, 888, ..., 0       both ends, rounded
         trailing   999, 899, ..., 99      from the end; section 3.2 of Lin et al. 2023, arXiv 2305.08891
         quadratic  800, 632, ..., 0       (linspace from 0 to sqrt(0.8 T)) squared; appendix D.2 of Song et al. 2020
@@ -29,23 +29,32 @@ def spaced(schedule: HasLevels, num_steps: int | None = None, spacing: str = "le
 
     In continuous time, with N steps:
 
-        leading, linspace, trailing    1, 1 - 1/N, ..., 1/N    they differ by the rounding to whole steps alone
+        leading, linspace, trailing    1, 1 - 1/N, ..., 1/N    they differ only in the rounding to whole steps
         quadratic                      1, (1 - 1/N)^2, ..., 1/N^2
 
     Args:
         schedule: The schedule, in discrete time (T steps) or in continuous time.
-        num_steps: In discrete time from 1 to T, all T by default; times that coincide after rounding are visited once. In
+        num_steps: In discrete time from 1 to T, T by default; times that coincide after rounding are visited once. In
             continuous time at least 1, and 100 by default.
         spacing: "leading", "linspace", "trailing" or "quadratic".
-        clean: Whether the grid ends at the clean level. If not, it visits one more of the schedule's levels, and ends at
-            the last of them. In discrete time num_steps is then at most T - 1, and "linspace" ends at t = 0, as
-            DPM-Solver's code does; in continuous time every spacing does.
+        clean: Whether the grid ends at the clean level. If not, it visits one more of the schedule's levels and ends at
+            the least noisy of them. In discrete time num_steps is then at most T - 1, and "linspace" ends at t = 0, as in
+            DPM-Solver's code; in continuous time every spacing does.
 
     Returns:
         A Level of numpy arrays [N + 1]; with `clean`, the last is t = 0, alpha = 1, sigma = 0.
 
     Raises:
         ValueError: num_steps out of range, or an unknown spacing.
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> from ddpm_jax.samplers import grids
+        >>> levels = grids.spaced(schedules.linear(1000), 5, "trailing")
+        >>> levels.t.tolist()
+        [999, 799, 599, 399, 199, 0]
+        >>> levels.sigma.round(2).tolist()
+        [1.0, 1.0, 0.99, 0.9, 0.58, 0.0]
     """
     if spacing not in SPACINGS:
         raise ValueError(f"spacing: expected one of {SPACINGS}, received {spacing!r}")
@@ -72,7 +81,7 @@ def spaced(schedule: HasLevels, num_steps: int | None = None, spacing: str = "le
 
 
 def at(schedule: HasLevels, t: np.ndarray, clean: bool = True) -> Level:
-    """The grid that visits the given times in their order, then the clean level.
+    """The grid of the given times, in their order, then the clean level.
 
     Args:
         schedule: The schedule, in discrete time (T steps) or in continuous time.
@@ -84,7 +93,7 @@ def at(schedule: HasLevels, t: np.ndarray, clean: bool = True) -> Level:
 
     Raises:
         ValueError: t is empty (or a single time, without the clean level), not one-dimensional, or out of range.
-        TypeError: a discrete schedule's t is not of integers.
+        TypeError: non-integer t for a discrete schedule.
     """
     t = np.asarray(t)
     if t.ndim != 1 or len(t) < 2 - clean:
@@ -101,7 +110,7 @@ def at(schedule: HasLevels, t: np.ndarray, clean: bool = True) -> Level:
 
 
 def at_log_snr(schedule: HasLevels, log_snr: ArrayLike, clean: bool = True) -> Level:
-    """The grid that visits the given log(alpha^2 / sigma^2) in their order, then the clean level.
+    """The grid of the given log(alpha^2 / sigma^2), in their order, then the clean level.
 
     Args:
         schedule: One with `level_at`, in discrete or continuous time.
@@ -123,16 +132,16 @@ def at_log_snr(schedule: HasLevels, log_snr: ArrayLike, clean: bool = True) -> L
 def uniform_log_snr(
     schedule: HasLevels, num_steps: int, log_snr: tuple[float, float] | None = None, clean: bool = True
 ) -> Level:
-    """Levels at equal distances in log(alpha^2 / sigma^2), as DPM-Solver proposes (Lu et al. 2022, arXiv 2206.00927).
+    """Levels uniform in log(alpha^2 / sigma^2), as in DPM-Solver (Lu et al. 2022, arXiv 2206.00927).
 
-    k-diffusion calls it exponential, since sigma / alpha falls by the same factor each step.
+    k-diffusion calls it exponential, since sigma / alpha falls by the same factor at each step.
 
     Args:
         schedule: One with `level_at`, in discrete or continuous time.
         num_steps: N, at least 1.
-        log_snr: The noisiest and the least noisy; by default the schedule's own, if they are finite. `linear_vp` is clean
-            at t = 0 and needs them.
-        clean: Whether the last step goes from the least noisy level to the clean one, or to the least noisy.
+        log_snr: (noisiest, least noisy); by default the schedule's, if they are finite. `linear_vp` is clean at t = 0 and
+            needs them.
+        clean: Whether the last step goes from the least noisy level to the clean one, or to the least noisy one.
 
     Returns:
         A Level of numpy arrays [N + 1].
@@ -151,14 +160,14 @@ def exponential(
         log rho_i = log rho_min + (1 - i / M)^power (log rho_max - log rho_min),    rho = sigma / alpha,    i = 0..M
 
     Args:
-        schedule, num_steps, log_snr, clean: As for `uniform_log_snr`.
-        power: Above 0; above 1 there are more levels with little noise.
+        schedule, num_steps, log_snr, clean: Same as for `uniform_log_snr`.
+        power: Above 0; above 1 puts more levels at low noise.
 
     Returns:
         A Level of numpy arrays [N + 1].
 
     Raises:
-        ValueError: As `uniform_log_snr`, or a power of 0 or less.
+        ValueError: Same as `uniform_log_snr`, or a power of 0 or less.
     """
     if not power > 0:
         raise ValueError(f"power: expected above 0, received {power}")
@@ -175,14 +184,14 @@ def karras(
         sigma_i = (sigma_max^(1 / rho) + i / M (sigma_min^(1 / rho) - sigma_max^(1 / rho)))^rho,    i = 0..M
 
     Args:
-        schedule, num_steps, log_snr, clean: As for `uniform_log_snr`; sigma_max and sigma_min are those of log_snr.
-        rho: Above 0; the larger, the more levels with little noise. 7 is the paper's.
+        schedule, num_steps, log_snr, clean: Same as for `uniform_log_snr`; sigma_max and sigma_min are those of log_snr.
+        rho: Above 0; the larger, the more levels at low noise. 7 is the paper's.
 
     Returns:
         A Level of numpy arrays [N + 1].
 
     Raises:
-        ValueError: As `uniform_log_snr`, or a rho of 0 or less.
+        ValueError: Same as `uniform_log_snr`, or a rho of 0 or less.
     """
     if not rho > 0:
         raise ValueError(f"rho: expected above 0, received {rho}")
@@ -192,7 +201,7 @@ def karras(
 
 
 def reversed(levels: Level) -> Level:
-    """The same grid the other way: from the data to noise, for inversion."""
+    """The grid in reverse, from data to noise, for inversion."""
     return Level(*(np.asarray(a)[::-1] for a in levels))
 
 
@@ -201,7 +210,7 @@ def starting_at(levels: Level, strength: float) -> Level:
 
     Args:
         levels: The grid [N + 1].
-        strength: In [0, 1]: 1 is the whole grid, 0 its last level alone, from which no step leads on.
+        strength: In [0, 1]: 1 returns the whole grid; 0 its last level alone, and so no step.
 
     Returns:
         A Level [round(strength * N) + 1].
@@ -217,26 +226,25 @@ def starting_at(levels: Level, strength: float) -> Level:
 
 
 def back_and_forth(levels: Level, jump_length: int = 10, resamplings: int = 10) -> Level:
-    """RePaint's grid: each stretch of jump_length steps is walked several times (Lugmayr et al. 2022, arXiv 2201.09865).
+    """RePaint's grid: each stretch of jump_length steps is taken several times (Lugmayr et al. 2022, arXiv 2201.09865).
 
-    Of the grid's N steps to the data, those that lead to position j, 2 j, ... from the end are each followed by a jump
-    back of j = jump_length steps, resamplings - 1 times (the authors' code jumps back one step at a time: to noise at one go
-    is the same distribution).
+    The steps that lead to position j, 2 j, ... from the end are each followed by a jump back of j = jump_length steps,
+    resamplings - 1 times. (The authors' code jumps back one step at a time; a single jump has the same distribution.)
 
     Args:
         levels: The grid [N + 1], towards the data.
         jump_length: j, at least 1.
-        resamplings: How often each stretch is walked, at least 1; 1 gives the grid back.
+        resamplings: How often each stretch is taken, at least 1; 1 returns the grid.
 
     Returns:
-        A Level that goes back and forth, for `samplers.repaint`.
+        A non-monotone Level, for `samplers.repaint` or `samplers.restart`.
 
     Raises:
         ValueError: jump_length or resamplings below 1.
     """
     if jump_length < 1 or resamplings < 1:
         raise ValueError(f"jump_length, resamplings: expected at least 1, received {jump_length}, {resamplings}")
-    num_levels = len(levels.alpha) - 1  # the clean end, where no step is from, is not counted
+    num_levels = len(levels.alpha) - 1  # without the last, from which no step starts
     left = dict.fromkeys(range(0, num_levels - jump_length, jump_length), resamplings - 1)
     visited, position = [], num_levels
     while position > 0:
@@ -250,12 +258,38 @@ def back_and_forth(levels: Level, jump_length: int = 10, resamplings: int = 10) 
     return Level(*(np.asarray(a)[order] for a in levels))
 
 
+def restart(levels: Level, t_max: float, t_min: float, num_restarts: int = 1) -> Level:
+    """Restart sampling's grid: an interval of times is traversed several times (Xu et al. 2023, arXiv 2306.14878).
+
+    From the last level in the interval the grid jumps back to the first in it, num_restarts times.
+
+    Args:
+        levels: The grid [N + 1], towards the data.
+        t_max, t_min: The ends of the interval; it has at least two levels of the grid, the clean level not counted.
+        num_restarts: K in the paper, at least 0; 0 returns the grid.
+
+    Returns:
+        A non-monotone Level, for `samplers.restart`.
+
+    Raises:
+        ValueError: fewer than two levels in the interval, or num_restarts below 0.
+    """
+    if num_restarts < 0:
+        raise ValueError(f"num_restarts: expected at least 0, received {num_restarts}")
+    t = np.asarray(levels.t)
+    inside = np.flatnonzero((t_min <= t) & (t <= t_max) & (np.asarray(levels.sigma) > 0))
+    if len(inside) < 2:
+        raise ValueError(f"t_max, t_min: expected at least two levels of the grid between them, received {t_max}, {t_min}")
+    order = np.concatenate([np.arange(inside[-1] + 1), *[inside] * num_restarts, np.arange(inside[-1] + 1, len(t))])
+    return Level(*(np.asarray(a)[order] for a in levels))
+
+
 def runge_kutta_start(schedule: Schedule, t: np.ndarray, clean: bool = True) -> Level:
-    """The grid for `pndm(start="runge_kutta")`: the first three steps visit t, the middle twice, and s.
+    """The grid for `pndm(start="runge_kutta")`: each of the first three intervals visits t, its middle twice, and s.
 
     Args:
         schedule: The schedule, in discrete time, T steps.
-        t: Falling integers [N], N at least 4; [N + 1] without the clean level.
+        t: Decreasing integers [N], N at least 4; [N + 1] without the clean level.
         clean: Whether the clean level comes last.
 
     Returns:
@@ -272,7 +306,7 @@ def runge_kutta_start(schedule: Schedule, t: np.ndarray, clean: bool = True) -> 
 
 
 def _ramp(num_steps: int, clean: bool) -> np.ndarray:
-    """From 1 to 0 in as many numbers as there are levels before the clean one."""
+    """From 1 to 0, one number for each level before the clean one."""
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, received {num_steps}")
     return np.linspace(1, 0, num_steps + (not clean))
@@ -291,17 +325,15 @@ def _range(schedule: HasLevels, log_snr: tuple[float, float] | None) -> tuple[fl
 
 def _own_range(schedule: HasLevels) -> tuple[float, float]:
     if schedule.num_steps is None:
-        _, alpha, sigma = schedule.level(np.array([schedule.last, 0.0]))
-        with np.errstate(divide="ignore"):
-            noisiest, cleanest = 2 * (np.log(alpha) - np.log(sigma))
+        noisiest, cleanest = schedule.level(np.array([schedule.last, 0.0])).log_snr
     else:
-        table = require_discrete(schedule, "the range of its steps").log_snr
-        noisiest, cleanest = table[-1], table[0]
+        log_snr = require_discrete(schedule, "the range of its steps").log_snr
+        noisiest, cleanest = log_snr[-1], log_snr[0]
     return float(noisiest), float(cleanest)
 
 
 def _ending(levels: Level, clean: bool) -> Level:
-    """The grid itself, or with the clean level at its end."""
+    """The grid, with the clean level at its end if `clean`."""
     if not clean:
         return levels
     return Level(np.append(levels.t, 0), np.append(levels.alpha, 1.0), np.append(levels.sigma, 0.0))

@@ -1,18 +1,15 @@
-"""General linear methods (Butcher 2006, Acta Numerica 15): samplers that are nothing but a table of numbers.
+"""Multistep methods: each step also uses the outputs of the steps before it.
 
-A step calls the network once, and all that it computes is linear in what it knows:
+    x_s = x x_t + x0 x0_t + eps eps_t + sum_j past_j (the output j + 1 steps before) + std noise
 
-    (x_s, kept_s) = matrix (x_t, kept_t, x0, eps) + (std * noise, 0)
-
-`kept` are arrays like x that go from step to step: outputs of earlier steps, or an earlier x. So a multistep method, its
-first steps of lower order, its last one, and its corrector are coefficients that the plan computes, and the step has no
-branches.
+A step evaluates the network once, and its update is linear in what the network returned, now and before. So a method is its
+coefficients: the lower order of the first steps and the special ends are part of the plan, and the step has no branches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,29 +19,41 @@ from ddpm_jax.denoiser import Denoise
 from ddpm_jax.samplers import base
 from ddpm_jax.schedules import Array, Level
 
-FARTHEST = 50.0  # stands in for an infinite lambda, in terms that the order of the step then leaves out
+FARTHEST = 50.0
+"""Stands in for an infinite lambda, in terms that a step of order 1 leaves out."""
 
 
 class Coefficients(NamedTuple):
-    """One row a step.
+    """Those of the equation above, one row per step.
 
     Attributes:
-        level: Where the network is called, each [N].
-        matrix: [N, 1 + K, 1 + K + 2]: from (x, K kept arrays, x0, eps) to (x, K kept arrays).
-        std: The scale of the noise added to x [N].
+        level: The level at which the network is evaluated, each [N].
+        x, x0, eps, std: [N].
+        past: [N, K], the newest of the past outputs first.
     """
 
     level: Level
-    matrix: Array
+    x: Array
+    x0: Array
+    eps: Array
+    past: Array
     std: Array
 
 
-def linear_method(plan: Callable[[Level], Coefficients], num_kept: int, stochastic: bool = False) -> base.Sampler:
-    """The Sampler that does what its plan says.
+def multistep(
+    plan: Callable[[Level], Coefficients],
+    output: Literal["x0", "eps"],
+    num_past: int,
+    order: int,
+    stochastic: bool = False,
+) -> base.Sampler:
+    """The Sampler that takes the steps of a plan.
 
     Args:
         plan: (levels [N + 1]) -> Coefficients.
-        num_kept: K, how many arrays like x go from step to step; zeros before the first.
+        output: The output of earlier steps that it uses.
+        num_past: K, how many of them; zeros before the first step.
+        order: The order of the method.
         stochastic: Whether it adds noise.
 
     Returns:
@@ -52,102 +61,73 @@ def linear_method(plan: Callable[[Level], Coefficients], num_kept: int, stochast
     """
 
     def init(x: jax.Array) -> tuple[jax.Array, ...]:
-        return (jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),) * num_kept
+        return no_past(x, num_past)
 
-    def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, kept: tuple[jax.Array, ...], c: Coefficients):
+    def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, past: tuple[jax.Array, ...], c: Coefficients):
         denoised = denoise(x, c.level)
-        known = (x, *kept, denoised.x0, denoised.eps)
-        x_s, *kept_s = (sum(c.matrix[i, j] * a for j, a in enumerate(known)) for i in range(1 + num_kept))
+        x_s = c.x * x + c.x0 * denoised.x0 + c.eps * denoised.eps + weighted_sum(c.past, past)
         if stochastic:
             x_s += c.std * base.normal(keys, x.shape)
-        return x_s, tuple(kept_s), denoised
+        return x_s, append(getattr(denoised, output), past), denoised
 
-    return base.Sampler(plan, init, step)
-
-
-def multistep(level: Level, x: Array, past: Array, x0: Array, eps: Array, remembers: str, std: Array) -> Coefficients:
-    """The table of a method that remembers the outputs of earlier steps.
-
-        x_s = x * x_t + x0 * x0_t + eps * eps_t + sum_j past[j] * (the output j + 1 steps ago) + std * noise
-
-    Args:
-        level: Where the network is called, each [N].
-        x, x0, eps, std: Coefficients [N].
-        past: Coefficients [N, K].
-        remembers: "x0" or "eps", which output is meant.
-
-    Returns:
-        The Coefficients, with K kept arrays.
-    """
-    xp = namespace(x)
-    top = xp.concatenate([x[:, None], past, x0[:, None], eps[:, None]], axis=1)
-    return Coefficients(level, xp.stack([top, *shifted(xp, past.shape[0], past.shape[1], remembers)], axis=1), std)
+    return base.Sampler(plan, init, step, order)
 
 
-def shifted(xp: Any, num_steps: int, num_outputs: int, remembers: str, num_before: int = 1) -> list[Array]:
-    """Rows [N, num_before + K + 2] that move K remembered outputs on by one, the newest first.
-
-    Args:
-        xp: numpy or jax.numpy.
-        num_steps: N.
-        num_outputs: K.
-        remembers: "x0" or "eps".
-        num_before: How many columns come before the outputs: x itself, and whatever else is kept.
-
-    Returns:
-        K rows.
-    """
-    width = num_before + num_outputs + 2
-    newest = width - (2 if remembers == "x0" else 1)
-    sources = [newest, *range(num_before, num_before + num_outputs - 1)][:num_outputs]
-    return [xp.tile(xp.asarray(np.eye(width)[source]), (num_steps, 1)) for source in sources]
+def no_past(x: jax.Array, num: int) -> tuple[jax.Array, ...]:
+    """Zeros like x for `num` past outputs, in float32 at least, in which the steps compute."""
+    return (jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),) * num
 
 
-def namespace(a: Array) -> Any:
-    """numpy for numpy arrays and numbers, else jax.numpy."""
-    return jnp if isinstance(a, jax.Array) else np
+def append(output: jax.Array, past: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """The past outputs at the next step, the newest first; the oldest is dropped."""
+    return tuple(a.astype(b.dtype) for a, b in zip((output, *past[:-1]), past, strict=True)) if past else ()
+
+
+def weighted_sum(weights: Array, arrays: tuple[jax.Array, ...]) -> jax.Array | float:
+    """sum_j weights[j] arrays[j], and 0 if there are none."""
+    return sum((weights[j] * a for j, a in enumerate(arrays)), start=0.0)
 
 
 def half_log_snr(levels: Level) -> Array:
-    """lambda = log(alpha / sigma) of Lu et al. 2022, [N + 1]; plus or minus FARTHEST where alpha or sigma is 0."""
-    t, s = base.endpoints(levels)
-    xp = namespace(t.alpha)
-    alpha, sigma = (xp.concatenate([a[:1], b]) for a, b in ((t.alpha, s.alpha), (t.sigma, s.sigma)))
+    """lambda = log(alpha / sigma) of Lu et al. 2022, [N + 1]; plus or minus FARTHEST if alpha or sigma is 0."""
+    t, alpha, sigma = base.in_float64(levels)
+    xp = alpha.__array_namespace__()
     finite = (alpha > 0) & (sigma > 0)
-    ratio = xp.where(finite, alpha, 1.0) / xp.where(finite, sigma, 1.0)
-    return xp.where(finite, xp.log(ratio), xp.where(sigma > 0, -FARTHEST, FARTHEST))
+    inside = Level(t, xp.where(finite, alpha, 1.0), xp.where(finite, sigma, 1.0))
+    return xp.where(finite, inside.log_snr / 2, xp.where(sigma > 0, -FARTHEST, FARTHEST))
 
 
 def orders(levels: Level, order: int, lower_order_final: bool, end_too: bool = False) -> Array:
-    """The order that each step can have, [N]: what its history allows, and 1 next to an end where lambda is infinite.
+    """The order that each step can have, [N]: limited by the steps before it, and 1 next to an end where lambda is infinite.
 
     Args:
         levels: The grid [N + 1].
         order: The order of the method.
-        lower_order_final: Whether the last steps have orders ..., 2, 1, which is steadier with few steps.
-        end_too: Whether a step may have its full order also when it goes to the clean end.
+        lower_order_final: Whether the last steps have orders ..., 2, 1, which is more stable with few steps.
+        end_too: Whether a step to the clean end may have its full order too.
 
     Returns:
         Integers [N] in 1..order.
     """
+    # a step of order k needs k - 1 steps before it
     num_steps = len(levels.alpha) - 1
     possible = np.minimum(order, 1 + np.arange(num_steps))
     if lower_order_final:
         possible = np.minimum(possible, num_steps - np.arange(num_steps))
+
+    # and finite lambda at the k levels that it interpolates, and at the level it goes to
     t, s = base.endpoints(levels)
-    xp = namespace(t.alpha)
-    usable = (s.alpha > 0) & ((s.sigma > 0) | end_too)
-    history = (t.alpha > 0) & (t.sigma > 0)
+    xp = t.alpha.__array_namespace__()
+    start = (t.alpha > 0) & (t.sigma > 0)
+    usable = start & (s.alpha > 0) & ((s.sigma > 0) | end_too)
     reached = xp.ones(num_steps, int)
-    for _ in range(order - 1):
-        usable = usable & history
-        history = delayed(history)
-        # the step's own start is one level; each order more needs one level further back
-        reached = reached + (usable & history)
+    for k in range(2, order + 1):
+        usable = usable & delayed(start, k - 1)
+        reached = reached + usable
     return xp.minimum(reached, possible)
 
 
 def delayed(a: Array, by: int = 1) -> Array:
     """a[i - by] at i; the first values are a[0], which no step of sufficient order reads."""
-    xp = namespace(a)
+    xp = a.__array_namespace__()
     return xp.concatenate([a[:1]] * by + [a])[: len(a)]

@@ -1,4 +1,4 @@
-"""Image to image: noise an image part of the way, and sample back (SDEdit, Meng et al. 2021, arXiv 2108.01073)."""
+"""Image to image: add noise to an image, then sample from there (SDEdit, Meng et al. 2021, arXiv 2108.01073)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def sdedit(
     strength: float,
     ids: ArrayLike | None = None,
 ) -> jax.Array:
-    """Algorithm 1 of the paper: x_t = alpha_t x0 + sigma_t noise at the level where the rest of the grid starts.
+    """Algorithm 1 of the paper: x_t = alpha_t x0 + sigma_t noise at a level of the grid, then the steps from there.
 
     Args:
-        key, sampler, denoise, ids: As for `sample`.
+        key, sampler, denoise, ids: Same as for `sample`.
         levels: The whole grid [N + 1], towards the data.
-        x0: The images to start from [B, ...].
-        strength: In [0, 1]: the last round(strength * N) steps are walked. 0 gives x0 back; 1 is all of the grid.
+        x0: The images to edit [B, ...].
+        strength: In [0, 1]: the last round(strength * N) steps are taken. 0 returns x0; 1 takes the whole grid.
 
     Returns:
         The samples [B, ...].
 
     Raises:
         TypeError: a missing key, or x0 that is not floating-point.
-        ValueError: strength outside [0, 1], or as `sample`.
+        ValueError: strength outside [0, 1], or same as `sample`.
     """
     part = starting_at(levels, strength)
     if len(part.alpha) == 1:

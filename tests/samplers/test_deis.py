@@ -40,8 +40,8 @@ def test_an_eps_that_is_such_a_polynomial_is_integrated_exactly(variable):
     antiderivative = rho**3 / 3 if variable == "rho" else rho * (np.log(rho) ** 2 - 2 * np.log(rho) + 2)
     for i in range(2, 8):
         # x0 = x_t / alpha - rho eps; at x_t = 0
-        _, past_1, past_2, x0, now = c.matrix[i, 0]
-        change = (past_1 * eps[i - 1] + past_2 * eps[i - 2] - x0 * rho[i] * eps[i] + now * eps[i]) / levels.alpha[i + 1]
+        past = c.past[i] @ eps[[i - 1, i - 2]]
+        change = (past - c.x0[i] * rho[i] * eps[i] + c.eps[i] * eps[i]) / levels.alpha[i + 1]
         np.testing.assert_allclose(change, antiderivative[i + 1] - antiderivative[i], rtol=1e-9)
 
 

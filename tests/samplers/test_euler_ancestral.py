@@ -19,7 +19,9 @@ def test_it_is_ddim_with_that_eta(eta):
     levels = grids.spaced(SCHEDULE, 20)
     ours, theirs = samplers.euler_ancestral(eta).plan(levels), samplers.ddim(eta).plan(levels)
     np.testing.assert_allclose(ours.std, theirs.std, atol=1e-12)
-    np.testing.assert_allclose(ours.matrix[:, 0], np.stack([0 * ours.std, theirs.x0_scale, theirs.eps_scale], 1), atol=1e-12)
+    np.testing.assert_allclose(ours.x0, theirs.x0_scale, atol=1e-12)
+    np.testing.assert_allclose(ours.eps, theirs.eps_scale, atol=1e-12)
+    np.testing.assert_array_equal(ours.x, 0)
 
 
 def test_mistakes_are_refused():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sampler_checks import KEY, SCHEDULE
+from sampler_checks import KEY, SCHEDULE, orders
 
 from ddpm_jax import samplers
 from ddpm_jax.denoiser import make_denoise
@@ -28,6 +28,8 @@ DETERMINISTIC = {
     "deis": samplers.deis(3),
     "deis rho": samplers.deis(2, "rho"),
     "pndm": samplers.pndm(),
+    "ddim": samplers.ddim(),
+    "euler_ancestral 0": samplers.euler_ancestral(0.0),
 }
 STOCHASTIC = {
     "euler churn": samplers.euler(SCHEDULE, CHURN),
@@ -37,12 +39,13 @@ STOCHASTIC = {
     "langevin": samplers.langevin(samplers.ddpm("fixed_small"), num_corrections=2),
     "analytic_dpm": samplers.analytic_dpm(np.linspace(0.5, 1, 1000)),
     "inpaint": samplers.inpaint(samplers.dpm_solver_pp(2), KNOWN, MASK),
+    "restart": samplers.restart(samplers.heun()),
     "repaint": samplers.repaint(samplers.ddpm(), KNOWN, MASK),
 }
 METHODS = DETERMINISTIC | STOCHASTIC
-CALLS = {"heun": 2, "heun churn": 2, "dpm_solver_pp 2S": 2, "langevin": 2}  # times that a step's network is traced
+RESTARTS = {"restart", "repaint"}  # a step is traced once more, for the shape of its prediction; grids are not traced
 every_method = pytest.mark.parametrize("name", METHODS)
-# each way to step once: methods that are a table share theirs
+# each kind of step once: multistep methods share theirs
 STEPS = ["euler", "heun", "dpm_solver_pp 2S", "unipc 3", *(name for name in STOCHASTIC if name != "euler_ancestral")]
 every_step = pytest.mark.parametrize("name", STEPS)
 
@@ -55,6 +58,40 @@ def predict(x_t, t):
 DENOISE = make_denoise(SCHEDULE, predict)
 
 
+def grid(name):
+    return grids.back_and_forth(GRID, 2, 2) if name in RESTARTS else GRID
+
+
+@every_method
+def test_its_network_evaluations_per_step(name):
+    called = []
+
+    def counted(x_t, t):
+        jax.debug.callback(called.append, t)
+        return predict(x_t, t)
+
+    key, levels = KEY if name in STOCHASTIC else None, grid(name)
+    x = samplers.sample(key, METHODS[name], make_denoise(SCHEDULE, counted), levels, (4, 3), x_init=KNOWN)
+    jax.block_until_ready(x)
+    jax.effects_barrier()
+    assert len(called) == METHODS[name].nfe * np.sum(np.diff(levels.sigma) < 0)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_its_order_of_convergence(name):
+    """To within half an order, at the step sizes where the first steps, of lower order, do not count yet."""
+    found, _ = orders(METHODS[name])
+    assert np.all(np.abs(found - METHODS[name].order) < 0.6)
+
+
+def test_a_wrapper_has_its_samplers_order_and_evaluations():
+    for inner in (samplers.heun(), samplers.unipc(2)):
+        for wrapped in (samplers.inpaint(inner, KNOWN, MASK), samplers.repaint(inner, KNOWN, MASK), samplers.restart(inner)):
+            assert (wrapped.order, wrapped.nfe) == (inner.order, inner.nfe)
+        corrected = samplers.langevin(inner, num_corrections=3)
+        assert (corrected.order, corrected.nfe) == (inner.order, inner.nfe + 3)
+
+
 @every_step
 def test_the_scan_is_a_python_loop_and_traces_once(name):
     sampler, traces = METHODS[name], []
@@ -63,7 +100,7 @@ def test_the_scan_is_a_python_loop_and_traces_once(name):
         traces.append(t)
         return predict(x_t, t)
 
-    levels = grids.back_and_forth(GRID, 2, 2) if name == "repaint" else GRID
+    levels = grid(name)
     num_steps = len(levels.alpha) - 1
     denoise = make_denoise(SCHEDULE, counted)
     key = KEY if name in STOCHASTIC else None
@@ -71,7 +108,7 @@ def test_the_scan_is_a_python_loop_and_traces_once(name):
     x = KNOWN[::-1] / 2
     final, path = draw(x)
     traced = len(traces)
-    assert traced <= CALLS.get(name, 1) * (2 if name == "repaint" else 1)
+    assert traced <= sampler.nfe * (1 + (name in RESTARTS))
     np.testing.assert_array_equal(draw(x)[0], final)
     assert len(traces) == traced
     assert path.shape == (num_steps, 4, 3)
@@ -132,7 +169,7 @@ def test_vmap(name):
     np.testing.assert_allclose(jax.vmap(end)(jnp.array([0.5, 0.9]))[1], end(0.9), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "repaint"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in RESTARTS])
 def test_the_levels_may_be_traced(name):
     with jax.enable_x64(True):
         levels = Level(*(np.asarray(a, np.float64) for a in GRID))
@@ -179,7 +216,7 @@ def test_the_network_is_traced_once_whatever_the_number_of_steps(name):
         return str(jax.make_jaxpr(draw)(KNOWN)).count(" = ")
 
     few, calls = equations(8), len(traces)
-    assert calls <= CALLS.get(name, 1) * (2 if name == "repaint" else 1)
+    assert calls <= METHODS[name].nfe * (1 + (name in RESTARTS))
     if name in STEPS:
         assert equations(80) == few
         assert len(traces) == 2 * calls

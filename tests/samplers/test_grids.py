@@ -253,6 +253,21 @@ def test_back_and_forth():
             grids.back_and_forth(levels, *wrong)
 
 
+def test_restart():
+    """Times 999, 799, 599, 400, 200, 0 and the clean level: the interval from 200 to 600 has three of them."""
+    levels = grids.spaced(SCHEDULE, 6, "linspace")
+    order = [0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5, 6]
+    found = grids.restart(levels, 600, 200, 2)
+    for a, b in zip(found, levels, strict=True):
+        np.testing.assert_array_equal(a, b[order])
+    np.testing.assert_array_equal(grids.restart(levels, 600, 200, 0).t, levels.t)
+    np.testing.assert_array_equal(grids.restart(levels, 300, 0).t, levels.t[[0, 1, 2, 3, 4, 5, 4, 5, 6]])
+    with pytest.raises(ValueError, match="at least two levels"):
+        grids.restart(levels, 100, 0)
+    with pytest.raises(ValueError, match="num_restarts"):
+        grids.restart(levels, 600, 200, -1)
+
+
 def test_the_length_of_repaints_own_grid():
     """T = 250, jumps of 10, ten resamplings: 4570 steps in the authors' code, 2410 of them with a network call."""
     levels = grids.back_and_forth(grids.spaced(SCHEDULE, 250), 10, 10)

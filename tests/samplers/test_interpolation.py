@@ -94,11 +94,11 @@ def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="t: expected at least 0, the last time of the grid, received -1"):
         interpolation.tail(LEVELS, -1)
     x0 = jnp.zeros((1, 2))
-    with pytest.raises(ValueError, match="shares"):
+    with pytest.raises(ValueError, match="fractions"):
         interpolation.interpolate(KEY, samplers.ddim(), denoise, LEVELS, 50, x0, x0, [1.5])
     with pytest.raises(ValueError, match=r"0\.\.199"):
         likelihood.progressive_coding(KEY, SCHEDULE, denoise, x0, [200])
-    with pytest.raises(ValueError, match="shares"):
+    with pytest.raises(ValueError, match="fractions"):
         interpolation.slerp(samplers.ddim(), denoise, LEVELS, jnp.ones((1, 2)), jnp.zeros((1, 2)), [2.0])
     with pytest.raises(TypeError, match="key"):
         interpolation.slerp(samplers.ddpm(), denoise, LEVELS, jnp.ones((1, 2)), jnp.ones((1, 2)), [0.5])

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,15 +30,28 @@ def test_orders_may_be_full_to_the_clean_end_alone():
     np.testing.assert_array_equal(multistep.orders(UP, 3, False, end_too=True), [1, 1, 2, 3, 3, 1])
 
 
-def test_a_table_remembers_the_outputs_of_earlier_steps():
-    """x_s = x_t + 10 * (x0 now) + 100 * (x0 one step ago) + 1000 * (x0 two ago), with x0 = 1, 2, 3 in turn."""
+def test_lambda_is_finite_at_both_ends():
+    lam = multistep.half_log_snr(BOTH_ENDS)
+    np.testing.assert_allclose(lam[1:-1], np.log(ALPHA[1:-1] / BOTH_ENDS.sigma[1:-1]), rtol=1e-12)
+    np.testing.assert_array_equal(lam[[0, -1]], [-multistep.FARTHEST, multistep.FARTHEST])
+    traced = jax.jit(multistep.half_log_snr)(BOTH_ENDS)
+    np.testing.assert_allclose(traced, lam, rtol=1e-5)
+    gradient = jax.grad(lambda alpha: multistep.half_log_snr(BOTH_ENDS._replace(alpha=alpha)).sum())(jnp.asarray(ALPHA))
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("output", ["x0", "eps"])
+def test_past_outputs_are_those_of_the_steps_before(output):
+    """x_s = 10 (now) + 100 (one step before) + 1000 (two before), with outputs 1, 2, 3 in turn."""
     one = np.ones(3)
-    c = multistep.multistep(BOTH_ENDS, one, np.tile([[100.0, 1000.0]], (3, 1)), 10 * one, 0 * one, "x0", 0 * one)
-    sampler = multistep.linear_method(lambda levels: c, 2)
+    now = {"x0": 0 * one, "eps": 0 * one} | {output: 10 * one}
+    plan = multistep.Coefficients(BOTH_ENDS, x=0 * one, **now, past=np.tile([[100.0, 1000.0]], (3, 1)), std=0 * one)
+    sampler = multistep.multistep(lambda levels: plan, output, num_past=2, order=3)
     x = jnp.zeros((2, 1))
     state, ends = sampler.init(x), []
     for i in range(3):
-        row = multistep.Coefficients(BOTH_ENDS, c.matrix[i], c.std[i])
-        x, state, _ = sampler.step(None, lambda x, level, i=i: Denoised(x * 0 + i + 1, 0 * x), x * 0, state, row)
+        c = plan._replace(level=None, past=plan.past[i], **{name: getattr(plan, name)[i] for name in ("x", "x0", "eps", "std")})
+        outputs = Denoised(0 * x, 0 * x)._replace(**{output: 0 * x + i + 1})
+        x, state, _ = sampler.step(None, lambda x, level, outputs=outputs: outputs, x, state, c)
         ends.append(float(x[0, 0]))
     assert ends == [10, 20 + 100, 30 + 200 + 1000]

@@ -4,6 +4,7 @@ from sampler_checks import SCHEDULE, orders, scheduler_check
 
 from ddpm_jax import samplers
 from ddpm_jax.samplers import grids
+from ddpm_jax.schedules import Level
 
 LINSPACE = grids.spaced(SCHEDULE, 10, "linspace", clean=False)
 
@@ -30,10 +31,22 @@ def test_the_published_scheduler_check(prediction, mean):
 
 def test_the_predictor_of_order_two_is_dpm_solvers_midpoint():
     """With B = 1 - exp(-h) and weight 1/2, UniP-2 takes DPM-Solver++(2M)'s step."""
-    ours = samplers.unipc(2, "bh2", corrector=False).plan(LINSPACE).matrix[:, 0]
-    theirs = samplers.dpm_solver_pp(2).plan(LINSPACE).matrix[:, 0]
-    np.testing.assert_allclose(ours[:, [0, 2, 4]], theirs[:, :3], atol=1e-12)
-    np.testing.assert_array_equal(ours[:, [1, 3, 5]], 0)
+    ours, theirs = samplers.unipc(2, "bh2", corrector=False).plan(LINSPACE), samplers.dpm_solver_pp(2).plan(LINSPACE)
+    for name in ("x", "x0", "past"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-12)
+    np.testing.assert_array_equal(ours.keep, 1)
+    np.testing.assert_array_equal(np.column_stack([ours.before, ours.new, ours.old]), 0)
+
+
+def test_the_corrector_of_order_one_is_the_trapezoidal_rule():
+    """UniC-1 replaces x_t by sigma_t / sigma_r x_r + alpha_t (1 - exp(-h)) (x0_r + x0_t) / 2; the first x is kept."""
+    c = samplers.unipc(1).plan(LINSPACE)
+    np.testing.assert_array_equal(c.keep, np.append(1, np.zeros(9)))
+    r, t = samplers.base.endpoints(Level(*(a[:-1] for a in LINSPACE)))
+    slope = t.alpha - r.alpha * t.sigma / r.sigma
+    np.testing.assert_allclose(c.before[1:], t.sigma / r.sigma, rtol=1e-9)
+    np.testing.assert_allclose(c.new[1:], slope / 2, rtol=1e-9)
+    np.testing.assert_allclose(c.old[1:, 0], slope / 2, rtol=1e-9)
 
 
 def test_mistakes_are_refused():
