@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import pathlib
 import runpy
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -68,8 +67,8 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     """Reads the options and the workdir, generates, and writes the images."""
     if any(word.split("=")[0] in ("--film", "--shared", "--interpolate", "--slerp", "--coding") for word in argv):
-        print(f"the paper's figures have moved to python {FIGURES.relative_to(FIGURES.parents[1])}", file=sys.stderr)
-        return runpy.run_path(str(FIGURES))["main"](argv)
+        runpy.run_path(str(FIGURES))["main"](argv)
+        return print("figures of the paper have moved: python examples/paper_figures.py takes the same options")
     options = read_options(argv)
     check(options)
 

@@ -24,7 +24,8 @@ def test_every_sampler_on_every_grid(method, grid):
     """Data at one point, known to the model: all of them end there."""
     diffusion = Diffusion()
     schedule = factory.make_schedule(diffusion)
-    sample = Sample(sampler=method, grid=grid, steps=6)
+    interval = {"restart_interval": (0.0, 0.9)} if method == "restart" else {}
+    sample = Sample(sampler=method, grid=grid, steps=6, **interval)
     sampler, levels = factory.make_sampler(sample, diffusion, schedule), factory.make_levels(sample, diffusion, schedule)
     denoise = make_denoise(schedule, lambda x, t: jnp.full_like(x, 0.3), "x0")
     x = samplers.sample(jax.random.key(0), sampler, denoise, levels, (2, 4))
@@ -224,7 +225,7 @@ def test_options_of_a_sampler_reach_it():
         )
     with pytest.raises(UsageError, match=r"--sample.rho: expected with --sample.grid karras or exponential"):
         factory.make_levels(Sample(rho=5.0), diffusion, SCHEDULE)
-    assert len(factory.make_levels(Sample(sampler="restart", steps=10, num_restarts=2), diffusion, SCHEDULE).t) == 11 + 2 * 4
+    assert len(factory.make_levels(Sample(sampler="restart", steps=10, num_restarts=2), diffusion, SCHEDULE).t) == 11 + 2 * 3
     with pytest.raises(UsageError, match=r"--sample.restart_interval: t_max, t_min: expected at least two levels"):
         factory.make_levels(Sample(sampler="restart", steps=2), diffusion, SCHEDULE)
     assert len(factory.make_levels(Sample(sampler="pndm", start="runge_kutta", steps=8), diffusion, SCHEDULE).t) == 8 + 10
