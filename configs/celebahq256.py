@@ -2,9 +2,10 @@
 
     python train.py --config configs/celebahq256.py
 
-Prepare the data set `celeb_a_hq/256` first: the first start gives the command, and TensorFlow Datasets asks for images that
-you make by hand from CelebA. Hardware: the paper used a TPU v3-8, 2.2 steps/s,
-63 hours. Expect: faces at 256x256. Not yet reproduced here.
+Prepare the data set `celeb_a_hq/256` first: the command prints how. TensorFlow Datasets needs images that are made by hand from
+CelebA.
+
+Hardware: several GPUs or a TPU; the paper used a TPU v3-8. Time: the paper 63 hours, 2.2 steps/s. Result: not yet run.
 """
 
 from ddpm_jax.config import Config, Ddpm, Diffusion, Optimizer, Tfds, Train, UNet

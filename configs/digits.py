@@ -1,10 +1,12 @@
-"""8x8 handwritten digits, bundled with scikit-learn: no download, minutes on a laptop.
+"""8x8 handwritten digits, bundled with scikit-learn: no download.
 
     python train.py --config configs/digits.py
 
-The network is small, told the class, and withheld it one time in ten: `sample.py --label 3 --guidance 1.5`. The noise schedule
-is the cosine and the prediction v, with which 1,100 steps are enough. `--network.num_classes None` trains one without classes.
-Hardware: two CPU cores. Time: under 3 minutes. Expect: samples that look like the data; docs/benchmarks.md has figures.
+A small class-conditional network, trained with 10 % label dropout for guidance: `sample.py --label 3 --guidance 1.25`. With the
+cosine schedule and v-prediction 1,100 steps suffice. `--network.num_classes None` trains an unconditional model.
+
+Hardware: two CPU cores. Time: 2 to 3 minutes. Result: 4.641 ± 0.027 bits/dim on the held-out digits, Fréchet distance in pixels
+22.2 (real digits: 12.0); docs/benchmarks.md has more.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Ddim, Diffusion, Digits, Ema, Optimizer, Train, UNet

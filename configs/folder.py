@@ -2,8 +2,10 @@
 
     python train.py --config configs/folder.py --data.path pictures --workdir runs/mine
 
-Pictures that are all grayscale make a grayscale model. Hardware: one GPU. For other sizes set --data.image_size and
---network.multipliers, one number a level: the image is halved between levels.
+If all pictures are grayscale, so is the model. For other sizes set --data.image_size and --network.multipliers, one number per
+resolution, each half the one before.
+
+Hardware: one GPU. Time and result: they depend on the data; not yet run at full length.
 """
 
 from ddpm_jax.config import Config, Ddim, Folder, Train, UNet

@@ -2,9 +2,10 @@
 
     python train.py --config configs/lsun_church.py
 
-Prepare the data set `lsun/church_outdoor` first: the first start gives the command, which needs tensorflow-io besides.
-Hardware: the paper used a TPU v3-8, 2.2 steps/s,
-151 hours. Expect: the paper reports FID 7.89. Not yet reproduced here.
+Prepare the data set `lsun/church_outdoor` first: the command prints how. Its preparation also needs tensorflow-io.
+
+Hardware: several GPUs or a TPU; the paper used a TPU v3-8. Time: the paper 151 hours, 2.2 steps/s. Result: not yet run; the
+paper reports FID 7.89.
 """
 
 from ddpm_jax.config import Config, Ddpm, Diffusion, Optimizer, Tfds, Train, UNet

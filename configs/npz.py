@@ -1,9 +1,11 @@
-"""Your own arrays: an .npz file with `image`, uint8 [N, H, W, C], all in one size.
+"""Your own arrays: an .npz file with `image`, uint8 [N, H, W, C], all of one size.
 
     python train.py --config configs/npz.py --data.path images.npz --workdir runs/mine
 
-The network is the paper's for 32x32 images; height and width must be divisible by 8. Hardware: one GPU. For other sizes set
---network.multipliers, one number a level: the image is halved between levels.
+The network is the paper's for 32x32 images; height and width must be divisible by 8. For other sizes set --network.multipliers,
+one number per resolution, each half the one before.
+
+Hardware: one GPU. Time and result: they depend on the data; not yet run at full length.
 """
 
 from ddpm_jax.config import Config, Ddim, Npz, Train

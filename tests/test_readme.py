@@ -1,4 +1,4 @@
-"""README's commands and its example, as they stand there."""
+"""README's commands and its example, as they are written there."""
 
 import pathlib
 import re
@@ -28,28 +28,42 @@ def test_the_example_learns_its_data_and_knows_no_flax():
 def test_the_commands_are_those_tested_here():
     assert COMMANDS == [
         "pip install -e . && python train.py --config configs/digits.py --workdir runs/digits",
-        'pip install -e ".[test]" && pytest',
-        "python sample.py --workdir runs/digits --num 64 --out out/digits",
+        "python sample.py --workdir runs/digits --num 100 --guidance 1.25 --out out/digits",
         "python evaluate.py --workdir runs/digits --metric bpd",
+        'pip install -e ".[test]" && pytest',
     ]
 
 
 def test_the_commands_run(tmp_path):
-    """But for installing, and for the length of the training and of the chain; pytest is this test's own command."""
+    """Without the installation, with fewer steps of training and of the chain; pytest is this test's own command."""
     for name in ("train.py", "sample.py", "evaluate.py", "configs", "ddpm_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     train = COMMANDS[0].split(" && ")[1] + " --train.num_steps 2 --sample.num 4 --sample.steps 2"
     train += " --diffusion.num_steps 10"
-    for command in (train, COMMANDS[2] + " --steps 2", COMMANDS[3] + " --num 20"):
+    for command in (train, COMMANDS[1] + " --steps 2", COMMANDS[2] + " --num 20"):
         words = [sys.executable if word == "python" else word for word in shlex.split(command)]
         result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
+    workdir = tmp_path / "runs" / "digits"
+    assert all((workdir / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints", "samples"))
     assert (tmp_path / "out" / "digits" / "grid.png").exists()
-    assert (tmp_path / "runs" / "digits" / "evaluation" / "bpd.json").exists()
-    assert np.load(tmp_path / "out" / "digits" / "samples.npz")["image"].shape == (64, 8, 8, 1)
+    assert (workdir / "evaluation" / "bpd.json").exists()
+    assert np.load(tmp_path / "out" / "digits" / "samples.npz")["image"].shape == (100, 8, 8, 1)
 
 
 def test_the_extras_that_readme_names_exist():
     tomllib = pytest.importorskip("tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.findall(r"\.\[(\w+)\]", README)) <= set(extras)
+
+
+def test_the_files_that_readme_links_exist_and_its_pictures_are_small():
+    for name in re.findall(r"\]\((?!https)([^)]+)\)", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / name).stat().st_size < 60_000, name
+
+
+def test_the_length_of_two_moons():
+    (length,) = re.findall(r"program of (\d+) lines", README)
+    assert len((ROOT / "examples" / "two_moons.py").read_text().splitlines()) == int(length) < 60
