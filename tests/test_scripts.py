@@ -405,3 +405,9 @@ def test_help_answers_at_once_and_lists_the_options():
     assert "--train.num_steps" in result.stdout
     assert "8x8 handwritten digits" in result.stdout
     assert "--num" in run("sample.py", "--help").stdout
+
+
+def test_help_into_a_pipe_that_closes_early_is_no_traceback():
+    command = f"{sys.executable} {ROOT / 'train.py'} --help | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert result.stdout.startswith("usage: ") and result.stderr == ""

@@ -156,6 +156,8 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
         os._exit(code)  # skip library threads' exit handlers
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # nobody reads the output any more, as in `--help | head`
+        os._exit(128 + signal.SIGPIPE)
     except Exception:
         if not jax.distributed.is_initialized():
             raise
