@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import pathlib
-import runpy
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -67,7 +68,8 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     """Reads the options and the workdir, generates, and writes the images."""
     if any(word.split("=")[0] in ("--film", "--shared", "--interpolate", "--slerp", "--coding") for word in argv):
-        runpy.run_path(str(FIGURES))["main"](argv)
+        sys.path.insert(0, str(FIGURES.parent))
+        importlib.import_module(FIGURES.stem).main(argv)
         return print("figures of the paper have moved: python examples/paper_figures.py takes the same options")
     options = read_options(argv)
     check(options)
