@@ -92,17 +92,17 @@ def read_options(argv: Sequence[str]) -> Options:
     if run is None:
         return parse(Options(), argv, str(__doc__), flat="data")
     data, path = run.config.data, take_option(argv, "--path")[0]
-    if isinstance(data, Unknown):  # imported weights
-        if path is None:
+    if isinstance(data, Unknown) and take_option(argv, "--source")[0] is None:  # imported weights
+        if path is None and not {"-h", "--help"} & set(argv):
             raise UsageError("--path: expected the images to measure, an .npz file or a folder, received nothing")
-        data = Folder(image_size=run.image_shape[0]) if pathlib.Path(path).is_dir() else Npz()
-    data = dataclasses.replace(data, random_flip=False)
-    if isinstance(data, Digits | Tfds):
-        data = dataclasses.replace(data, split="test")
-    options = parse(Options(data=data), argv, str(__doc__), flat="data")
+        is_folder = path is not None and pathlib.Path(path).is_dir()
+        data = Folder(image_size=run.image_shape[0]) if is_folder else Npz()
+    options = parse(Options(data=dataclasses.replace(data, random_flip=False)), argv, str(__doc__), flat="data")
+    if isinstance(options.data, Digits | Tfds) and take_option(argv, "--split")[0] is None:
+        options = dataclasses.replace(options, data=dataclasses.replace(options.data, split="test"))
     if options.data.random_flip:
         raise UsageError("--random_flip: expected False, images are measured as they are")
-    if isinstance(options.data, Npz | Folder) and path is None:
+    if isinstance(options.data, Npz | Folder) and options.data == dataclasses.replace(run.config.data, random_flip=False):
         print("measuring the training images; choose others by --path")
     return options
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import pathlib
@@ -61,8 +62,8 @@ class Options:
     """Mask of --init-image: white where the image is kept, black where it is filled in."""
     resamplings: int | None = None
     """RePaint (Lugmayr et al. 2022): number of passes over each stretch of --jump_length steps of --inpaint."""
-    jump_length: int = 10
-    """RePaint: steps per stretch."""
+    jump_length: int | None = None
+    """RePaint: steps per stretch; 10 by default."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,8 +81,14 @@ def main(argv: Sequence[str]) -> None:
     model, weaker = load_models(options)
     config = dataclasses.replace(model.config, sample=sample)
     edit = read_edit(options, model.image_shape)
-    gamma = estimate_gamma(sample, model, batch_size) if isinstance(sample, sampling.AnalyticDpm) else None
-    generate = factory.make_generator(config, model.network, model.schedule, model.image_shape, edit, weaker, gamma)
+    make_generator = functools.partial(
+        factory.make_generator, config, model.network, model.schedule, model.image_shape, edit, weaker
+    )
+    gamma = None
+    if isinstance(sample, sampling.AnalyticDpm):
+        make_generator(np.ones(1))  # checks the other options before the work
+        gamma = estimate_gamma(sample, model, batch_size)
+    generate = make_generator(gamma)
     params = model.params if weaker is None else (model.params, weaker.params)
 
     # The samples, batch by batch; those of an interrupted run stay.
@@ -114,9 +121,9 @@ def read_options(argv: Sequence[str]) -> Options:
 def check(options: Options) -> None:
     """Raises UsageError for options that are wrong whatever the model."""
     positive = {"num": options.sample.num, "batch_size": options.batch_size, "jump_length": options.jump_length}
-    positive |= {"resamplings": 1 if options.resamplings is None else options.resamplings}
+    positive |= {"resamplings": options.resamplings, "gamma_images": vars(options.sample).get("gamma_images")}
     for name, value in positive.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise UsageError(f"--{name}: expected at least 1, received {value}")
     if options.first < 0:
         raise UsageError(f"--first: expected 0 or more, received {options.first}")
@@ -130,6 +137,8 @@ def check(options: Options) -> None:
         raise UsageError("--strength: expected without --inpaint, which starts from noise, received with")
     if options.resamplings is not None and options.inpaint is None:
         raise UsageError("--resamplings: expected with --inpaint, received without")
+    if options.jump_length is not None and options.resamplings is None:
+        raise UsageError("--jump_length: expected with --resamplings, received without")
     for name in ("weaker_checkpoint", "weaker_ema"):
         if getattr(options, name) is not None and options.weaker is None:
             raise UsageError(f"--{name}: expected with --weaker, received without")
@@ -158,7 +167,9 @@ def read_edit(options: Options, image_shape: tuple[int, int, int]) -> ImageEdit 
         return ImageEdit(image, strength=0.5 if options.strength is None else options.strength)
     with as_usage_error("--inpaint"):
         mask = images.load(options.inpaint, (*image_shape[:2], 1)) / np.float32(255)
-    return ImageEdit(image, mask, resamplings=options.resamplings, jump_length=options.jump_length)
+    return ImageEdit(
+        image, mask, resamplings=options.resamplings, jump_length=10 if options.jump_length is None else options.jump_length
+    )
 
 
 def estimate_gamma(sample: sampling.AnalyticDpm, model: LoadedRun, batch_size: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Notation, here and everywhere:
 
-    x_t = alpha x0 + sigma eps          x0 clean data in [-1, 1], eps standard normal      (Eq. 4, Ho et al. 2020)
+    x_t = alpha x0 + sigma eps          x0 in [-1, 1], eps ~ N(0, I), alpha^2 = alpha_bar  (Eq. 4, Ho et al. 2020)
     v = alpha eps - sigma x0                                                  (appendix D, Salimans & Ho 2022)
     score = grad log q(x_t | x0) = -eps / sigma                               (Eq. 151, Luo 2022, arXiv 2208.11970)
     log_snr = log(alpha^2 / sigma^2)                                          (Kingma et al. 2021, arXiv 2107.00630)

@@ -92,7 +92,7 @@ def push(mean, var, step, added):
 
 
 def edm_moments(rho, m, v, amount, low, high, noise, heun):
-    """Algorithm 2 of Karras et al. 2022, as printed there, for one Gaussian: moments at the end of sigmas rho [N + 1].
+    """Algorithm 2 of Karras et al. 2022, with rho_hat at most rho[0], for one Gaussian: moments after sigmas rho [N + 1].
 
     It starts from N(0, rho[0]^2); the last rho may be 0, and then the moments are those of the data's estimate.
     """

@@ -112,7 +112,11 @@ def _unknown(word: str, tree: Any, flat: str) -> UsageError:
     name = word.split("=")[0].lstrip("-").replace("-", "_")
     for field in dataclasses.fields(tree):
         value, prefix = getattr(tree, field.name), _prefix(field.name, flat)
-        if not isinstance(type(value), kinds.Choice) or not name.startswith(prefix):
+        if (
+            not isinstance(type(value), kinds.Choice)
+            or not name.startswith(prefix)
+            or hasattr(value, name.removeprefix(prefix))
+        ):
             continue
         if others := kinds.kinds_with(type(value), name.removeprefix(prefix)):
             tag = kinds.tag(type(value))

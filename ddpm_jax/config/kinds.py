@@ -85,7 +85,8 @@ def fitting(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def become(value: Any, name: str | None) -> Any:
-    """The kind with this tag, with the fields of the same name that are not at their defaults. Raises as `named`."""
-    kind, before = named(type(value), name), defaults(type(value))
-    names = set(before) & set(defaults(kind)) - {tag(kind)}
-    return kind(**{name: getattr(value, name) for name in names if getattr(value, name) != before[name]})
+    """The kind with this tag, with the fields that both have: of one name, type and default. Raises as `named`."""
+    kind = named(type(value), name)
+    of_kind = {field.name: (field.type, field.default) for field in dataclasses.fields(kind)}
+    shared = [field for field in dataclasses.fields(value) if of_kind.get(field.name) == (field.type, field.default)]
+    return kind(**{field.name: getattr(value, field.name) for field in shared})

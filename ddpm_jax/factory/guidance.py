@@ -98,6 +98,8 @@ def _check_guidance(config: Config, weaker: LoadedRun | None) -> None:
 
 
 def _check_weaker(config: Config, weaker: LoadedRun) -> None:
+    if config.sample.guidance == 1:
+        raise UsageError("--weaker: expected with --sample.guidance above 1, its scale, received with 1")
     if config.sample.guidance_rescale:
         raise UsageError("--sample.guidance_rescale: expected 0 with autoguidance by --weaker")
     if weaker.config.network.num_classes != config.network.num_classes:

@@ -63,10 +63,11 @@ def make_sampler(sample: Sample, diffusion: Diffusion, schedule: HasLevels, gamm
         case sampling.AnalyticDpm():
             if gamma is None:
                 raise UsageError("--sample.sampler: expected analytic_dpm in sample.py only, which estimates E|eps|^2 first")
-            return samplers.analytic_dpm(gamma)
+            with as_usage_error("--sample.sampler"):
+                return samplers.analytic_dpm(gamma)
         case sampling.Langevin(variance=variance, snr=snr, num_corrections=num_corrections):
             predictor = samplers.ddpm(step_variance(variance, diffusion, "--sample.variance"))
-            with as_usage_error("--sample.snr"):
+            with as_usage_error("--sample.snr" if num_corrections > 0 else "--sample.num_corrections"):
                 return samplers.langevin(predictor, snr, num_corrections)
         case sampling.Restart():
             return samplers.restart(samplers.heun())
@@ -83,6 +84,8 @@ def _falls(sample: sampling.Multistep) -> bool:
 def _churn(sample: sampling.Churned, diffusion: Diffusion) -> samplers.Churn:
     if sample.churn > 0:
         require_every_time(diffusion, "--sample.churn")
+    elif (sample.churn_low, sample.churn_high, sample.churn_noise) != (0.0, float("inf"), 1.0):
+        raise UsageError("--sample.churn: expected above 0 with --sample.churn_low, churn_high or churn_noise, received 0")
     return samplers.Churn(sample.churn, sample.churn_low, sample.churn_high, sample.churn_noise)
 
 
@@ -104,14 +107,16 @@ def make_levels(sample: Sample, diffusion: Diffusion, schedule: HasLevels) -> Le
     """The timestep grid. Raises UsageError if the schedule or the model doesn't have its levels."""
     if sample.rho is not None and sample.grid not in ("karras", "exponential"):
         raise UsageError(f"--sample.rho: expected with --sample.grid karras or exponential, received with {sample.grid}")
-    with as_usage_error("--sample.steps"):
+    with as_usage_error("--sample.steps" if sample.rho is None else "--sample.rho"):
         levels = _grid(sample, diffusion, schedule)
     match sample:
         case sampling.Pndm(start="runge_kutta"):
             with as_usage_error("--sample.start"):
                 return grids.runge_kutta_start(require_discrete(schedule, "runge_kutta"), np.asarray(levels.t)[:-1])
         case sampling.Restart(restart_interval=(clean, noisy), num_restarts=num_restarts):
-            with as_usage_error("--sample.restart_interval"):
+            if not 0 <= clean < noisy <= 1:
+                raise UsageError(f"--sample.restart_interval: expected 0 <= clean < noisy <= 1, received {clean}, {noisy}")
+            with as_usage_error("--sample.restart_interval" if num_restarts >= 0 else "--sample.num_restarts"):
                 return grids.restart(levels, noisy * schedule.last, clean * schedule.last, num_restarts)
     return levels
 
@@ -163,6 +168,12 @@ def make_generator(
     levels = make_levels(config.sample, config.diffusion, schedule)
     with as_usage_error("--sample.steps"):
         sampler.plan(levels)
+    if weaker is not None:  # it is evaluated at the same levels
+        with as_usage_error("--weaker"):
+            make_sampler(config.sample, weaker.config.diffusion, schedule, gamma)
+            make_levels(config.sample, weaker.config.diffusion, schedule)
+    if edit is not None and len(levels.t) != len(_grid(config.sample, config.diffusion, schedule).t):
+        raise UsageError("--sample.sampler: expected one without restarts or a Runge-Kutta start with --init_image")
     if edit is not None:
         with as_usage_error("--inpaint" if edit.mask is not None else "--strength"):
             image.check_edit(edit, sampler, levels)

@@ -14,7 +14,7 @@ from ddpm_jax.networks.layers import Conv, Dtype, GroupNorm, dropout, initialize
 
 
 class ResidualBlock(nn.Module):
-    """Norm, swish, conv; add the time; norm, swish, dropout, conv; add the input.
+    """Norm, swish, conv; add the time embedding; norm, swish, dropout, conv; add the input.
 
     Attributes:
         features: Output channels; if the input has another number, a 1x1 convolution adapts it.
@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
             x, h = self.resample(x), self.resample(h)
         z = conv(name="conv1").lazily(h)
 
-        # Add the time, or scale and shift by it after the norm (section 4 of Dhariwal & Nichol 2021).
+        # Add the time embedding, or scale and shift by it after the norm (section 3.1 of Dhariwal & Nichol 2021).
         width = (2 if self.time_scale_shift else 1) * self.features
         time = nn.Dense(width, kernel_init=initializer(), dtype=self.dtype, name="time")(nn.swish(embedding))
         z, scale_shift = (z, jnp.split(time, 2, axis=-1)) if self.time_scale_shift else (z + time, None)

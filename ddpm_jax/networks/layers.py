@@ -123,8 +123,8 @@ class Conv(nn.Module):
 class DoubleConv(Conv):
     """Nearest-neighbour upsampling by 2, then a convolution, without building the upsampled image, whose pixels repeat.
 
-    On the small image, the 3x3 kernel amounts to four 2x2 kernels, one per output pixel of a 2x2 block, some of whose
-    weights are sums: 4/9 of the work.
+    Along each axis, the kernel (k0, k1, k2) acts on the small image as (k0, k1 + k2) for even outputs and (k0 + k1, k2) for odd
+    ones: four 2x2 kernels, 4/9 of the work.
     """
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -134,12 +134,12 @@ class DoubleConv(Conv):
     def _plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         batch, height, width, _ = x.shape
 
-        def halves(k: jax.Array, axis: int) -> list[jax.Array]:
+        def even_odd(k: jax.Array, axis: int) -> list[jax.Array]:
             first, middle, last = jnp.split(k, 3, axis)
             return [jnp.concatenate([first, middle + last], axis), jnp.concatenate([first + middle, last], axis)]
 
         def part(i: int, j: int) -> jax.Array:
-            padding, small = ((1 - i, i), (1 - j, j)), halves(halves(kernel, 0)[i], 1)[j]
+            padding, small = ((1 - i, i), (1 - j, j)), even_odd(even_odd(kernel, 0)[i], 1)[j]
             return jax.lax.conv_general_dilated(x, small, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
         rows = [jnp.stack([part(i, 0), part(i, 1)], axis=3) for i in range(2)]

@@ -38,7 +38,7 @@ class UNet(nn.Module):
         norm_eps: Epsilon of GroupNorm.
         time_scale: Factor by which t is multiplied before it is embedded.
         freq_shift, cos_first: See `timestep_embedding`.
-        time_scale_shift: Whether the time scales and shifts normalized features (section 4 of Dhariwal & Nichol 2021,
+        time_scale_shift: Whether the time scales and shifts normalized features (section 3.1 of Dhariwal & Nichol 2021,
             arXiv 2105.05233) instead of being added to them.
         symmetric_padding: See `layers.downsample`.
         residual_downsampling: Levels of the encoder that end with a residual block that halves the image (also Dhariwal &

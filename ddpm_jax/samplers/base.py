@@ -176,8 +176,8 @@ def endpoints(levels: Level) -> tuple[Level, Level]:
 def ratios(levels: Level) -> tuple[Level, Level, Array]:
     """t, s and r = (alpha_t sigma_s) / (alpha_s sigma_t), for every step of a grid towards the data.
 
-    1 - r^2 = 1 - exp(log_snr_t - log_snr_s) is the fraction of x_t's noise that the step can remove: every variance and
-    weight of Eq. 7 of Ho et al. 2020 is a multiple of it, and no term divides by alpha_t or sigma_s, which may be 0.
+    1 - r^2 = 1 - exp(log_snr_t - log_snr_s) is the fraction of x_t's noise that the step can remove: in Eq. 7 of
+    Ho et al. 2020 the variance and the weight of x0 are multiples of it. No term divides by alpha_t or sigma_s, which may be 0.
     """
     t, s = endpoints(levels)
     return t, s, (t.alpha * s.sigma) / (s.alpha * t.sigma)

@@ -32,7 +32,7 @@ def checked(churn: Churn, schedule: HasLevels | None) -> Churn:
     """Returns churn, or raises ValueError: a negative amount, an empty range, or an amount without a schedule."""
     if not 0 <= churn.amount < np.inf:
         raise ValueError(f"churn: expected a finite amount of at least 0, received {churn.amount}")
-    if not 0 <= churn.low < churn.high or churn.noise < 0:
+    if not 0 <= churn.low < churn.high or not 0 <= churn.noise < np.inf:
         raise ValueError(f"churn: expected 0 <= low < high and noise of at least 0, received {churn}")
     if churn.amount > 0 and schedule is None:
         raise ValueError("schedule: expected one for the levels between the grid's, received None")
@@ -45,7 +45,8 @@ def churned(levels: Level, churn: Churn, schedule: HasLevels | None) -> tuple[Le
     Args:
         levels: The grid [N + 1].
         churn: The parameters.
-        schedule: Gives the levels. None is noisier than the grid's first: the model may not know those.
+        schedule: Gives the levels. Unlike in the paper, none is noisier than the grid's first, which may be the noisiest that the
+            model knows.
 
     Returns:
         The Level [N], x_scale [N] and std [N].
@@ -57,8 +58,8 @@ def churned(levels: Level, churn: Churn, schedule: HasLevels | None) -> tuple[Le
 
     # rho_hat = (1 + gamma) rho, if rho is in the range of churn; not from pure noise, whose rho is infinite
     rho = safe_divide(t.sigma, t.alpha)
-    first = xp.where(t.alpha[0] > 0, rho[0], np.inf)
-    rho_hat = xp.minimum((1 + min(churn.amount / len(rho), MAX_GAMMA)) * rho, first)
+    rho_max = xp.where(t.alpha[0] > 0, rho[0], np.inf)
+    rho_hat = xp.minimum((1 + min(churn.amount / len(rho), MAX_GAMMA)) * rho, rho_max)
     moved = (rho > 0) & (rho >= churn.low) & (rho <= churn.high) & (rho_hat > rho)
 
     # x_hat / alpha_hat = x_t / alpha_t + S_noise sqrt(rho_hat^2 - rho^2) noise

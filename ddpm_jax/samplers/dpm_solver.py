@@ -23,7 +23,8 @@ def dpm_solver_pp(
 ) -> base.Sampler:
     """DPM-Solver++(1), (2M) and (3M): x0 as a polynomial in lambda = log(alpha / sigma) through its last values.
 
-    With h = lambda_s - lambda_t, D0 = x0 at t, and D1, D2 estimates of h and h^2 times its first and second derivative,
+    From t to s (from s to t in the paper), with h = lambda_s - lambda_t, D0 = x0 at t, and D1, D2 estimates of h and h^2 times
+    its first and second derivative,
 
         x_s = (sigma_s / sigma_t) x_t + alpha_s (psi1(h) D0 + psi2(h) D1 + psi3(h) D2)         (Proposition 4.1)
         psi1(h) = 1 - exp(-h),    psi2(h) = 1 - psi1(h) / h,    psi3(h) = 1 / 2 - psi2(h) / h
@@ -104,7 +105,7 @@ def dpm_solver_pp(
 
 
 def psi(h: Array, num: int = 3) -> list[Array]:
-    """psi_k(h) = integral of exp(u - h) u^(k - 1) / (k - 1)! over u from 0 to h, over h^(k - 1), for k = 1 to num."""
+    """psi_k(h) = h^(1 - k) int_0^h exp(u - h) u^(k - 1) / (k - 1)! du, for k = 1 to num: h times the psi_k of UniPC's paper."""
     xp = h.__array_namespace__()
     values = [-xp.expm1(-h)]
     for k in range(2, num + 1):

@@ -24,7 +24,7 @@ class Coefficients(NamedTuple):
 
 
 def euler(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Sampler:  # noqa: B008
-    """Algorithm 2 of the paper without its lines 6 to 8, in x / alpha and rho = sigma / alpha.
+    """Algorithm 2 of the paper without its correction (lines 9 to 11), in x / alpha and rho = sigma / alpha.
 
         x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps,    that is    x_s = alpha_s x0 + sigma_s eps
 

@@ -26,8 +26,8 @@ def euler_ancestral(eta: float = 1.0, noise: float = 1.0) -> base.Sampler:
     Raises:
         ValueError: eta or noise below 0.
     """
-    if not eta >= 0:
-        raise ValueError(f"eta: expected at least 0, received {eta}")
+    if not 0 <= eta < float("inf"):
+        raise ValueError(f"eta: expected a finite number of at least 0, received {eta}")
     if not noise >= 0:
         raise ValueError(f"noise: expected at least 0, received {noise}")
 

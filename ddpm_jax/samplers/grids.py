@@ -169,8 +169,8 @@ def exponential(
     Raises:
         ValueError: Same as `uniform_log_snr`, or a power of 0 or less.
     """
-    if not power > 0:
-        raise ValueError(f"power: expected above 0, received {power}")
+    if not 0 < power < np.inf:
+        raise ValueError(f"power: expected a finite number above 0, received {power}")
     noisiest, cleanest = _range(schedule, log_snr)
     ramp = _ramp(num_steps, clean) ** power
     return at_log_snr(schedule, cleanest + ramp * (noisiest - cleanest), clean)
@@ -193,8 +193,8 @@ def karras(
     Raises:
         ValueError: Same as `uniform_log_snr`, or a rho of 0 or less.
     """
-    if not rho > 0:
-        raise ValueError(f"rho: expected above 0, received {rho}")
+    if not 0 < rho < np.inf:
+        raise ValueError(f"rho: expected a finite number above 0, received {rho}")
     largest, smallest = (np.exp(-end / (2 * rho)) for end in _range(schedule, log_snr))
     ramp = _ramp(num_steps, clean)
     return at_log_snr(schedule, -2 * rho * np.log(smallest + ramp * (largest - smallest)), clean)

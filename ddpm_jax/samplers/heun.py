@@ -28,9 +28,9 @@ def heun(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Samp
 
         x_s = alpha_s x0 + sigma_s eps_t + alpha_s (rho_s - rho_t) (eps_s - eps_t) / 2,    rho = sigma / alpha
 
-    Two network evaluations per step (NFE), of order 2. The step to sigma = 0 is Euler's, as in the paper, and so is one from
-    alpha = 0 (their second evaluation is wasted). Without churn it is deterministic, and grids need not be monotone; with
-    churn they go towards the data.
+    Two network evaluations per step (NFE), of order 2: eps_s is predicted at Euler's x_s. Steps to sigma = 0, as in the paper,
+    and from alpha = 0 are Euler's (their second evaluation is wasted). Without churn it is deterministic, and grids need not be
+    monotone; with churn they go towards the data.
 
     Args:
         schedule: Needed with churn: gives the levels that it visits.
@@ -42,12 +42,12 @@ def heun(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Samp
     Raises:
         ValueError: churn with parameters out of range, or without a schedule.
     """
-    first = euler(schedule, churn)
+    euler_sampler = euler(schedule, churn)
 
     def plan(levels: Level) -> Coefficients:
         if churn.amount > 0:
             base.check_decreasing(levels, "heun with churn")
-        c = first.plan(levels)
+        c = euler_sampler.plan(levels)
         t, (_, s) = c.level, base.endpoints(levels)
         xp = s.alpha.__array_namespace__()
 
@@ -62,9 +62,9 @@ def heun(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Samp
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):
         # Euler step, after the churn
-        x_s, _, denoised = first.step(keys, denoise, x, state, c.euler)
+        x_s, _, denoised = euler_sampler.step(keys, denoise, x, state, c.euler)
         # 2nd-order correction
-        far = denoise(jnp.asarray(x_s, x.dtype), c.far)
-        return x_s + c.change * (far.eps - denoised.eps), state, denoised
+        at_s = denoise(jnp.asarray(x_s, x.dtype), c.far)
+        return x_s + c.change * (at_s.eps - denoised.eps), state, denoised
 
     return base.Sampler(plan, lambda x: (), step, order=2, nfe=2)

@@ -43,8 +43,8 @@ def langevin(predictor: base.Sampler, snr: float = 0.16, num_corrections: int = 
     Raises:
         ValueError: an snr or num_corrections out of range.
     """
-    if not snr > 0:
-        raise ValueError(f"snr: expected above 0, received {snr}")
+    if not 0 < snr < float("inf"):
+        raise ValueError(f"snr: expected a finite number above 0, received {snr}")
     if num_corrections < 1:
         raise ValueError(f"num_corrections: expected at least 1, received {num_corrections}")
 

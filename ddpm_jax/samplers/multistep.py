@@ -1,6 +1,6 @@
 """Multistep methods: each step also uses the outputs of the steps before it.
 
-    x_s = x x_t + x0 x0_t + eps eps_t + sum_j past_j (the output j + 1 steps before) + std noise
+    x_s = c.x x_t + c.x0 x0_t + c.eps eps_t + sum_j c.past[j] (the output j + 1 steps before) + c.std noise
 
 A step evaluates the network once, and its update is linear in what the network returned, now and before. So a method is its
 coefficients: the lower order of the first steps and the special ends are part of the plan, and the step has no branches.

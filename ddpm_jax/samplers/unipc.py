@@ -18,7 +18,10 @@ VARIANTS = ("bh1", "bh2")
 
 
 class Coefficients(NamedTuple):
-    """x_t <- keep x_t + before x_r + new x0_t + sum_m old_m x0_m (UniC); x_s = x x_t + x0 x0_t + sum_m past_m x0_m (UniP).
+    """Those of the two equations, one row per step.
+
+        x_t <- c.keep x_t + c.before x_r + c.new x0_t + sum_m c.old[m] x0_m      (UniC)
+        x_s = c.x x_t + c.x0 x0_t + sum_m c.past[m] x0_m                         (UniP)
 
     Attributes:
         level: The level at which the network is evaluated, each [N].
@@ -45,9 +48,9 @@ def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, lower_or
         x_t <- (sigma_t / sigma_r) x_r + alpha_t (psi1(h') x0_r + B(h') sum_m a'_m (x0_m - x0_r) / r'_m)     UniC-p
         x_s  = (sigma_s / sigma_t) x_t + alpha_s (psi1(h)  x0_t + B(h)  sum_m a_m (x0_m - x0_t) / r_m)       UniP-p
 
-    where r is the level before t, m runs over earlier outputs (and in the corrector over x0_t), and r_m is the distance of
-    output m in units of h. The weights solve sum_m r_m^(n - 1) a_m = n! psi_(n + 1)(h) / B(h); a single one is 1/2. With the
-    corrector the method is of order p + 1.
+    where r is the level before t, m runs over earlier outputs (in UniC also x0_t), and r_m = (lambda_m - lambda_t) / h; a prime
+    marks the step from r. The paper's R_p a_p = phi_p / B is sum_m r_m^(n - 1) a_m = n! psi_(n + 1)(h) / B(h), n = 1, 2, ...; a
+    single a_m is 1/2. With the corrector the method is of order p + 1.
 
     One network evaluation per step; the last x is not corrected, since that would need another. Steps next to an infinite
     lambda have order 1 and no correction. Grids are monotone, in either direction.
@@ -134,7 +137,7 @@ def updates(h: Array, reached: Array, order: int, variant: str, new: bool) -> Ar
 
 
 def update(h: Array, p: int, order: int, variant: str, new: bool) -> Array:
-    """The same with all steps of order p."""
+    """The weights of `updates` if every step has order p."""
     xp = h.__array_namespace__()
     outputs = np.eye(new + order)[:, None]  # weights [1, new + order] of each output
     x0_t, before = outputs[int(new)], outputs[new + 1 :]
@@ -153,7 +156,7 @@ def update(h: Array, p: int, order: int, variant: str, new: bool) -> Array:
 
 
 def scaled_coefficients(h: Array, r: Array, variant: str) -> Array:
-    """B(h) a_m as in `unipc`, [N, M], for differences at r [N, M]."""
+    """B(h) a_m as in `unipc`, [N, M], for differences at r [N, M]; B cancels unless M = 1."""
     xp = h.__array_namespace__()
     num = r.shape[1]
     psis = psi(h, num + 1)
