@@ -1,4 +1,4 @@
-"""docs/samplers.md: its code, as it stands there, and its tables."""
+"""The code and the tables of docs/samplers.md."""
 
 import pathlib
 import re
@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 @pytest.fixture(scope="module")
 def names():
-    """What the page's code defines, run from the top."""
+    """The names that the page's code defines, run in order."""
     found = {}
     for block in BLOCKS:
         exec(block, found)
@@ -28,7 +28,7 @@ def names():
 
 
 def test_the_pictures_are_of_the_models_distribution(names):
-    """Variance 0.15 a pixel, neighbours alike: 16 pictures whose 192 numbers are worth about 20 each."""
+    """Pixels of variance 0.15, correlated with their neighbours: 16 images of about 20 independent numbers each."""
     x = np.asarray(names["x"])
     assert abs(x.var() / 0.15 - 1) < 4 * np.sqrt(2 / (16 * 20))
     assert np.var(np.diff(x, axis=1)) < 0.25 * 0.15
@@ -128,7 +128,7 @@ EXAMPLES = {
 
 
 def value(cell, order, of_inner):
-    """The number that a cell of the table says: "2", "order + 1", "the sampler's" or "the predictor's + num_corrections"."""
+    """The number in a cell of the table: "2", "order + 1", "the sampler's" or "the predictor's + num_corrections"."""
     expression = re.sub(r"the (sampler|predictor)'s", str(of_inner), re.sub(r" \(.*\)", "", cell))
     return eval(expression, {"order": order, "num_corrections": 3})
 

@@ -112,13 +112,10 @@ def _unknown(word: str, tree: Any, flat: str) -> UsageError:
     name = word.split("=")[0].lstrip("-").replace("-", "_")
     for field in dataclasses.fields(tree):
         value, prefix = getattr(tree, field.name), _prefix(field.name, flat)
-        if (
-            not isinstance(type(value), kinds.Choice)
-            or not name.startswith(prefix)
-            or hasattr(value, name.removeprefix(prefix))
-        ):
+        if not isinstance(type(value), kinds.Choice) or not name.startswith(prefix):
             continue
-        if others := kinds.kinds_with(type(value), name.removeprefix(prefix)):
+        others = kinds.kinds_with(type(value), name.removeprefix(prefix))
+        if others and not hasattr(value, name.removeprefix(prefix)):
             tag = kinds.tag(type(value))
             return UsageError(f"--{name}: expected with --{prefix}{tag} {' or '.join(map(str, others))}, "
                               f"received with {getattr(value, tag)}")  # fmt: skip

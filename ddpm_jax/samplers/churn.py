@@ -45,8 +45,8 @@ def churned(levels: Level, churn: Churn, schedule: HasLevels | None) -> tuple[Le
     Args:
         levels: The grid [N + 1].
         churn: The parameters.
-        schedule: Gives the levels. Unlike in the paper, none is noisier than the grid's first, which may be the noisiest that the
-            model knows.
+        schedule: Gives the levels. Unlike in the paper, none is noisier than the grid's first, which may be the noisiest that
+            the model knows.
 
     Returns:
         The Level [N], x_scale [N] and std [N].

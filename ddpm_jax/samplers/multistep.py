@@ -2,8 +2,8 @@
 
     x_s = c.x x_t + c.x0 x0_t + c.eps eps_t + sum_j c.past[j] (the output j + 1 steps before) + c.std noise
 
-A step evaluates the network once, and its update is linear in what the network returned, now and before. So a method is its
-coefficients: the lower order of the first steps and the special ends are part of the plan, and the step has no branches.
+A step evaluates the network once and is linear in x and in the network's outputs, present and past. So a method is defined by
+its coefficients: the lower order of the first steps and the special ends are part of the plan, and the step has no branches.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def half_log_snr(levels: Level) -> Array:
 
 
 def orders(levels: Level, order: int, lower_order_final: bool, end_too: bool = False) -> Array:
-    """The order that each step can have, [N]: limited by the steps before it, and 1 next to an end where lambda is infinite.
+    """The order that each step can have, [N]: limited by the steps before it, and 1 next to an infinite lambda.
 
     Args:
         levels: The grid [N + 1].
@@ -128,6 +128,6 @@ def orders(levels: Level, order: int, lower_order_final: bool, end_too: bool = F
 
 
 def delayed(a: Array, by: int = 1) -> Array:
-    """a[i - by] at i; the first values are a[0], which no step of sufficient order reads."""
+    """a[i - by] at i, and a[0] for the first i, at which no step is of an order that uses it."""
     xp = a.__array_namespace__()
     return xp.concatenate([a[:1]] * by + [a])[: len(a)]

@@ -46,10 +46,10 @@ def runge_kutta_start(plms: base.Sampler) -> base.Sampler:
         e3 = eps(x2, middle)      x3 = phi(x_t, e3, t, s)
         e4 = eps(x3, s)           x_s = phi(x_t, (e1 + 2 e2 + 2 e3 + e4) / 6, t, s)
 
-    Each of the three intervals takes four steps of the grid. e1 is what the multistep method later uses of it.
+    Each of the three intervals takes four steps of the grid. The multistep method later uses its e1.
 
     Args:
-        plms: The multistep method that takes the other steps, with past values of eps.
+        plms: The multistep method for the other intervals, from `multistep` with three past values of eps.
 
     Returns:
         The Sampler, for grids from `grids.runge_kutta_start`.
@@ -100,7 +100,7 @@ def runge_kutta_start(plms: base.Sampler) -> base.Sampler:
         mean = jnp.where(c.first, 0.0, mean) + c.weight * denoised.eps
         # phi, or the multistep method
         x_s = c.x * x_t + c.x0 * denoised.x0 + c.eps * denoised.eps + c.mean * mean + weighted_sum(c.past, past)
-        # the slope at x_t is remembered
+        # keep the slope at x_t for the multistep method
         past = jax.tree.map(lambda new, old: jnp.where(c.first, new, old), append(denoised.eps, past), past)
         return x_s, (x_t, mean, past), denoised
 

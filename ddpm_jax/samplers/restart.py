@@ -1,4 +1,4 @@
-"""Restart sampling: back to noise and forth again (Xu et al. 2023, arXiv 2306.14878)."""
+"""Restart sampling: noise is added, and the steps are taken again (Xu et al. 2023, arXiv 2306.14878)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Coefficients(NamedTuple):
 
 
 def restart(sampler: base.Sampler) -> base.Sampler:
-    """Algorithm 1 of the paper: a sampler on a grid that goes back to noise, some times, and returns to the data.
+    """Restart sampling: a sampler on a grid that repeatedly goes back to noise and returns to the data.
 
         q(x_s | x_t) = N(alpha_s / alpha_t x_t, sigma_s^2 - (alpha_s / alpha_t)^2 sigma_t^2)     for s noisier than t
 
     Steps to the data are the wrapped sampler's, planned separately for each stretch between steps to noise, so that a
     multistep method starts again after each. Steps to noise sample q(x_s | x_t), evaluate no network, and report zeros as
-    their prediction. The noise contracts the errors of x_t, and an ODE solver of high order makes few new ones.
+    their prediction. In the paper the noise contracts the errors of earlier steps, while an ODE solver adds few new ones.
 
     The wrapped sampler's number of network evaluations per step to the data; stochastic. Grids need not be monotone, such as
     those of `grids.restart` and `grids.back_and_forth`; their values must be known.

@@ -1,4 +1,6 @@
-"""What the samplers' tests share: exact denoisers, orders of convergence, moments, and diffusers' check of schedulers."""
+"""Shared by the samplers' tests: exact denoisers, orders of convergence, moments, and diffusers' check of schedulers."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,6 @@ KEY = jax.random.key(0)
 MIXTURE = (np.array([0.3, 0.7]), np.array([-0.5, 0.4]), np.array([0.15, 0.1]))
 GAUSSIAN = (np.ones(1), np.array([0.5]), np.array([0.04]))
 STARTS = np.linspace(-2, 2, 9)
-EXACT_ENDS = oracles.mixture_flow(STARTS, -8.0, 8.0, *MIXTURE)
 
 
 def exact(parameters):
@@ -27,21 +28,26 @@ def exact(parameters):
     return denoise
 
 
-def orders(sampler):
-    """The order of convergence on mixture data, from 40 to 80 and to 160 steps uniform in log_snr, and the last error."""
+@functools.cache
+def exact_ends(noisiest, cleanest):
+    return oracles.mixture_flow(STARTS, noisiest, cleanest, *MIXTURE)
+
+
+def orders(sampler, steps=(40, 80, 160), ends=(-8.0, 8.0)):
+    """The orders of convergence on mixture data between numbers of steps uniform in log_snr, and the last error."""
     errors = []
     with jax.enable_x64(True):
-        for num_steps in (40, 80, 160):
-            levels = Level(np.zeros(num_steps + 1), *oracles.log_snr_grid(-8.0, 8.0, num_steps))
+        for num_steps in steps:
+            levels = Level(np.zeros(num_steps + 1), *oracles.log_snr_grid(*ends, num_steps))
             x_init = jnp.asarray(STARTS)
             x = samplers.sample(None, sampler, exact(MIXTURE), levels, x_init.shape, x_init=x_init)
             assert x.dtype == jnp.float64
-            errors.append(np.abs(np.asarray(x) - EXACT_ENDS).max())
+            errors.append(np.abs(np.asarray(x) - exact_ends(*ends)).max())
     return np.log2(np.array(errors[:-1]) / errors[1:]), errors[-1]
 
 
 def assert_moments(sampler, levels, mean, var, num=40_000):
-    """Of 40,000 samples the mean is known to std / 200 and the variance to sqrt(2 / 40,000) = 0.0071 of itself."""
+    """Standard errors with 40,000 samples: std / 200 for the mean, and sqrt(2 / 40,000) = 0.0071 of the variance."""
     draw = jax.jit(lambda key: samplers.sample(key, sampler, exact(GAUSSIAN), levels, (num,)))
     x = np.asarray(draw(KEY), np.float64)
     assert abs(x.mean() - mean) < 4 * np.sqrt(var / num)

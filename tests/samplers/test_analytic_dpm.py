@@ -12,7 +12,7 @@ GAMMA = SIGMA**2 / (ALPHA**2 * 0.04 + SIGMA**2)  # of Gaussian data of variance 
 
 
 def test_gamma_is_estimated_for_every_t():
-    """1000 x 3 draws of |eps|^2, a chi-square: known to sqrt(2 / 3000) = 0.026 of itself at every t."""
+    """1000 x 3 samples of |eps|^2, a chi-square: the relative standard error is sqrt(2 / 3000) = 0.026 at every t."""
     schedule = schedules.linear(50, 2e-3, 0.4)
     x0 = 0.5 + 0.2 * jax.random.normal(KEY, (1000, 3))
     gamma = samplers.mean_squared_eps(KEY, schedule, exact(GAUSSIAN), x0)
@@ -23,7 +23,7 @@ def test_gamma_is_estimated_for_every_t():
 
 @pytest.mark.parametrize("num_steps", [5, 25])
 def test_every_step_keeps_the_marginals_of_gaussian_data(num_steps):
-    """Where the true reverse is Gaussian the optimal variance makes it exact, at any number of steps."""
+    """If the true reverse process is Gaussian, the optimal variance makes it exact, with any number of steps."""
     levels = grids.spaced(SCHEDULE, num_steps, "linspace")
     c = samplers.analytic_dpm(GAMMA).plan(levels)
     a, b = levels.alpha[:-1].astype(np.float64), levels.sigma[:-1].astype(np.float64)

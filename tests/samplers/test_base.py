@@ -54,7 +54,7 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
     assert len(np.unique(np.asarray(whole).round(4), axis=0)) == 8
 
 
-def test_a_unet_draws_the_same_images_in_any_batch_size():
+def test_a_unet_samples_the_same_images_in_any_batch_size():
     network = UNet(channels=32, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,), num_groups=8)
     variables = network.init(KEY, jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,), jnp.int32))
     leaves, tree = jax.tree.flatten(variables)
@@ -70,7 +70,7 @@ def test_a_unet_draws_the_same_images_in_any_batch_size():
 
 @every_method
 def test_memory_does_not_grow_with_the_number_of_steps(sampler):
-    """A step's coefficients and key take some bytes; x takes 64 KiB, and 990 more of them would take 64 MiB."""
+    """Each step's coefficients and key take a few bytes; x takes 64 KiB, and 990 more copies would take 64 MiB."""
     shape = (16, 1024)
 
     def temporary_bytes(num_steps):
@@ -131,7 +131,7 @@ def test_dtype_and_shape_are_those_of_the_start(sampler, dtype):
 
 
 def test_the_start_is_noise_at_the_scale_of_the_first_level():
-    """200,000 draws: the standard deviation is known to 1 / sqrt(400,000) = 0.0016 of itself."""
+    """200,000 samples: the relative standard error of the standard deviation is 1 / sqrt(400,000) = 0.0016."""
     levels = Level(np.array([9, 0]), np.array([0.6, 1.0]), np.array([2.0, 0.0]))
     x = samplers.base.initial_noise(KEY, levels, (200, 1000), jnp.arange(200))
     assert abs(np.std(x) / np.hypot(0.6, 2.0) - 1) < 4 * 0.0016

@@ -25,7 +25,7 @@ def exact(parameters):
 
 @pytest.mark.parametrize(("prediction", "total"), [("eps", 172.0067), ("v", 52.5302)])
 def test_the_published_scheduler_check(prediction, total):
-    """The numbers of diffusers' DDIMScheduler tests: 10 leading steps, eta 0, clipped, eps not derived anew."""
+    """The numbers of diffusers' DDIMScheduler tests: 10 leading steps, eta 0, clipped, eps not recomputed."""
     x = np.arange(768, dtype=np.float32).reshape(3, 8, 8, 4).transpose(3, 0, 1, 2) / 768
     predict = lambda x, t: x * (t / (t + 1)).reshape(-1, 1, 1, 1)  # noqa: E731
     denoise = denoiser.clipped(make_denoise(SCHEDULE, predict, prediction, clip=False), rederive_eps=False)
@@ -47,7 +47,7 @@ def test_eps_derived_anew_or_not_differs_where_clipping_binds():
 
 
 def errors(parameters, x, exact_end, counts):
-    """Largest error of DDIM against the exact end, for each number of steps."""
+    """Largest error of DDIM against the exact solution, for each number of steps."""
     found = []
     for num_steps in counts:
         levels = Level(np.zeros(num_steps + 1), *oracles.log_snr_grid(-8.0, 8.0, num_steps))
@@ -95,7 +95,7 @@ def test_every_eta_keeps_the_marginals_of_data_at_one_point(eta):
 
 
 def test_there_and_back_again():
-    """Inversion starts at the clean end, sigma = 0; coming back meets the same points but for the method's error."""
+    """Inversion starts at the clean end, sigma = 0; coming back meets the same points, up to the method's error."""
     levels = grids.spaced(SCHEDULE, 500)
     up = Level(*(a[::-1] for a in levels))
     x = jnp.linspace(-0.2, 0.8, 5)

@@ -29,7 +29,7 @@ def gaussian(mean, variance):
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("num_steps", [1000, 50])
 def test_the_moments_of_gaussian_data_are_exact(variance, num_steps):
-    """40,000 samples: the mean is known to std / 200, the variance to sqrt(2 / 40,000) = 0.0071 of itself."""
+    """Standard errors with 40,000 samples: std / 200 for the mean, and sqrt(2 / 40,000) = 0.0071 of the variance."""
     levels = grids.spaced(SCHEDULE, num_steps)
     mean, var = oracles.ancestral_moments(levels.alpha, levels.sigma, 0.5, 0.04, variance)
     draw = jax.jit(lambda key: samplers.sample(key, samplers.ddpm(variance), gaussian(0.5, 0.04), levels, (40_000,)))
@@ -40,7 +40,7 @@ def test_the_moments_of_gaussian_data_are_exact(variance, num_steps):
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_finer_chains_come_closer_to_the_data(variance):
-    """The error of the variance falls as 1 / T when the same process is cut into four times as many steps."""
+    """The error of the variance falls as 1 / T when the same process is divided into four times as many steps."""
 
     def error(schedule):
         levels = grids.spaced(schedule)
@@ -67,7 +67,7 @@ def test_fixed_large_is_exact_for_standard_normal_data(num_steps):
 
 @pytest.mark.parametrize("num_steps", [1000, 50, 3])
 def test_fixed_small_is_exact_for_data_at_one_point(num_steps):
-    """With x0 known, each step draws from q(x_s | x_t, x0), so x_s keeps variance sigma_s^2."""
+    """With x0 known, each step samples q(x_s | x_t, x0), so x_s keeps variance sigma_s^2."""
     levels = grids.spaced(EXACT, num_steps)
     plan = samplers.ddpm("fixed_small").plan(levels)
     variance = (plan.x_scale * levels.sigma[:-1]) ** 2 + plan.std**2

@@ -70,7 +70,7 @@ def test_the_last_steps_may_be_of_lower_order():
 
 
 def test_inversion_and_back():
-    """From clean data to noise, and to the closed form's place; and back."""
+    """From clean data to noise, as in closed form, and back."""
     levels = grids.uniform_log_snr(SCHEDULE, 100)
     x = jnp.linspace(0.1, 0.9, 5)
     draw = lambda levels, x: samplers.sample(  # noqa: E731

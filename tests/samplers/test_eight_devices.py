@@ -1,4 +1,4 @@
-"""Every sampler on eight devices, guided: what one device draws, also where batches are cut otherwise."""
+"""Every sampler on eight devices, guided: the samples are those of one device, whatever the division into batches."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ for name in METHODS:
     assert len(alone.sharding.device_set) == 1, name
     np.testing.assert_allclose(shared[5:12], alone, atol=1e-5, err_msg=name)
     assert np.std(alone) > 0.1
-print("drawn", len(METHODS))
+print("sampled", len(METHODS))
 """
 
 
@@ -50,4 +50,4 @@ def test_eight_devices_draw_what_one_does():
     }
     result = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "drawn 22\n"
+    assert result.stdout == "sampled 23\n"

@@ -24,7 +24,7 @@ WHOLE = continuous.cosine(-np.inf, np.inf)
     ],
 )
 def test_ten_of_a_thousand(spacing, times):
-    """As the code of DDIM (leading, quadratic) and Table 2 of Lin et al. 2023 (linspace, trailing) have them."""
+    """Those of DDIM's code (leading, quadratic) and of Table 2 of Lin et al. 2023 (linspace, trailing)."""
     levels = grids.spaced(SCHEDULE, 10, spacing)
     np.testing.assert_array_equal(levels.t, [*times, 0])
     np.testing.assert_array_equal(levels.alpha, [*np.asarray(SCHEDULE.alpha)[times], 1])
@@ -68,7 +68,7 @@ def test_an_unknown_spacing_is_refused():
     ],
 )
 def test_four_steps_in_continuous_time(spacing, times, clean):
-    """Without the clean level they end at the schedule's own t = 0, log_snr = 15."""
+    """Without the clean level they end at the schedule's t = 0, log_snr = 15."""
     levels = grids.spaced(continuous.cosine(), 4, spacing, clean)
     np.testing.assert_array_equal(levels.t, [*times, 0])
     np.testing.assert_allclose(levels.alpha[[0, -1]] ** 2, [1 / (1 + np.exp(15)), 1 if clean else 1 / (1 + np.exp(-15))])
@@ -102,7 +102,7 @@ DATA = (np.ones(1), np.array([0.5]), np.array([0.04]))
 
 
 def exact(schedule):
-    """The Denoise of a network that knows the data are N(0.5, 0.04), and the noise level by t alone."""
+    """The Denoise of an exact network for N(0.5, 0.04) data, which gets the noise level from t alone."""
 
     def predict(x, t):
         level = schedule.level(t)
@@ -123,7 +123,7 @@ def exact(schedule):
     ids=["ddim", "dpm_solver_pp", "dpm_solver_pp, log_snr"],
 )
 def test_samples_in_continuous_time_have_the_moments_of_the_data(sampler, levels):
-    """40,000 samples; the grids are so fine that the error of the steps is less than 1 % of the variance."""
+    """40,000 samples; the grids are fine enough for a discretization error below 1 % of the variance."""
     denoise = exact(continuous.cosine())
     x = np.asarray(
         jax.jit(lambda key: samplers.sample(key, sampler, denoise, levels, (40_000,)))(jax.random.key(0)), np.float64
@@ -269,7 +269,7 @@ def test_restart():
 
 
 def test_the_length_of_repaints_own_grid():
-    """T = 250, jumps of 10, ten resamplings: 4570 steps in the authors' code, 2410 of them with a network call."""
+    """T = 250, jumps of 10, ten resamplings: 4570 steps in the authors' code, 2410 of them with a network evaluation."""
     levels = grids.back_and_forth(grids.spaced(SCHEDULE, 250), 10, 10)
     jumps = np.diff(levels.sigma) > 0
     assert jumps.sum() * 10 + (~jumps).sum() == 4570

@@ -31,7 +31,7 @@ def test_the_moments_with_churn_are_exact():
 
 
 def test_inversion_and_back():
-    """Inversion's first step leaves the clean end by the slope at its far end alone."""
+    """The first step of inversion, from the clean end, uses the slope at its far end alone."""
     levels = grids.karras(SCHEDULE, 100)
     x = jnp.linspace(0.1, 0.9, 5)
     draw = lambda levels, x: samplers.sample(None, samplers.heun(), exact(GAUSSIAN), levels, x.shape, x_init=x)  # noqa: E731

@@ -61,7 +61,7 @@ def test_resampling_finds_what_replacement_misses():
 
 
 def test_steps_to_noise_and_back_keep_the_marginals():
-    """Nothing to speak of is known: RePaint of Gaussian data is ancestral sampling. 20,000 samples of variance 0.04."""
+    """RePaint of independent Gaussian pixels is ancestral sampling of the unknown ones. 20,000 samples of variance 0.04."""
     levels = grids.back_and_forth(grids.spaced(SCHEDULE, 100), 10, 2)
     known, mask = jnp.zeros((20_000, 2)), jnp.zeros((20_000, 2)).at[:, 0].set(1)
     sampler = samplers.repaint(samplers.analytic_dpm(gamma()), known, mask)
@@ -76,7 +76,7 @@ def gamma():
 
 
 def test_with_noise_of_its_own_it_is_deterministic():
-    """Pixels are independent, so an unknown one goes where the probability flow takes it."""
+    """Pixels are independent, so an unknown one follows the probability flow."""
     levels, x_init = grids.uniform_log_snr(SCHEDULE, 100), jnp.linspace(-2, 2, 12).reshape(6, 2)
     known, mask = jnp.full((6, 2), 0.3), jnp.tile(jnp.array([[1.0, 0.0]]), (6, 1))
     sampler = samplers.inpaint(samplers.dpm_solver_pp(2), known, mask, noise=x_init)

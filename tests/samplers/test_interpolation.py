@@ -15,7 +15,7 @@ MIXTURE = (np.array([0.5, 0.5]), np.array([-0.7, 0.7]), np.array([0.01, 0.01]))
 
 
 def denoise(x, level):
-    """The exact model of two narrow bumps: which of them x0 belongs to is decided on the way."""
+    """The exact denoiser for two narrow modes, of which x0 takes one during sampling."""
     x0 = oracles.posterior_mean(x, level.alpha, level.sigma, *MIXTURE, xp=jnp)
     return Denoised(x0, diffusion.eps_from_x0(level, x, x0))
 
@@ -31,7 +31,7 @@ def test_progressive_estimates_end_in_the_samples_and_begin_at_the_mean():
 
 
 def test_images_that_part_early_differ_and_that_part_late_agree():
-    """64 numbers an image, noise of sigma = 1, 0.96 and 0.19 around bumps at +-0.7, and then the bump each number is in."""
+    """64 numbers per image, with noise of sigma = 1, 0.96 and 0.19 around modes at +-0.7; then the mode of each number."""
 
     def agreement(t):
         x = np.sign(interpolation.shared(KEY, samplers.ddpm(), denoise, LEVELS, t, (20, 64)))

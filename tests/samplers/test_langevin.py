@@ -11,10 +11,10 @@ from ddpm_jax.schedules import Level
 
 
 def test_its_stationary_variance_in_many_dimensions():
-    """With step = 2 (r |noise| / |score|)^2 and score = -x / V, a variance of (1 + r^2) V stays as it is, d to infinity.
+    """With step = 2 (r |noise| / |score|)^2 and score = -x / V, a variance of (1 + r^2) V is stationary as d goes to infinity.
 
     |noise|^2 = d and |x|^2 = d y V give step = 2 r^2 V / y, and y = y (1 - 2 r^2 / y)^2 + 4 r^2 / y has y = 1 + r^2. 100,000
-    numbers: the variance is known to sqrt(2 / 100,000) = 0.0045 of itself, and starts 1.5 % from its end.
+    numbers: the relative standard error of the variance is sqrt(2 / 100,000) = 0.0045, and it starts 1.5 % from its end.
     """
     level, snr = Level(np.array(0), np.array(0.6), np.array(0.8)), 0.4
     x = jax.random.normal(KEY, (50, 2000)) * 0.7
@@ -27,8 +27,8 @@ def test_its_stationary_variance_in_many_dimensions():
     assert abs(x.var() / (0.25 * (1 + snr**2)) - 1) < 4 * 0.0045
 
 
-def test_it_mends_what_the_predictor_gets_wrong():
-    """Five coarse deterministic steps leave the variance far off; with corrections it is nearer to the data's 0.04."""
+def test_it_corrects_the_predictor():
+    """Five coarse deterministic steps leave the variance far off; with corrections it is closer to the data's 0.04."""
     levels, shape = grids.uniform_log_snr(SCHEDULE, 5), (50, 400)
     draw = lambda sampler: samplers.sample(KEY, sampler, exact(GAUSSIAN), levels, shape)  # noqa: E731
     predicted, corrected = draw(samplers.ddim()), draw(samplers.langevin(samplers.ddim(), snr=0.3, num_corrections=8))
@@ -36,7 +36,7 @@ def test_it_mends_what_the_predictor_gets_wrong():
 
 
 def test_the_step_size_is_each_samples_own():
-    """A batch mate with a huge score changes nothing."""
+    """Another sample of the batch with a huge score changes nothing."""
     level = Level(np.array(0), np.array(0.6), np.array(0.8))
     x, noise = jax.random.normal(KEY, (2, 3, 5))
     alone = langevin_step(x[:1], x[:1], noise[:1], level, 0.2)

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from sampler_checks import SCHEDULE, orders, scheduler_check
@@ -10,7 +11,7 @@ TIMES = np.arange(900, -1, -100)
 
 
 def test_second_order():
-    """Not fourth: its weights are those of equal steps, and these are not equal in the variable of the integral."""
+    """Not fourth: its weights are for equal steps, and these are unequal in the variable of the integral."""
     found, last = orders(samplers.pndm())
     assert np.all(found > 1.8)
     assert last < 2e-4
@@ -33,6 +34,13 @@ def test_the_grid_of_the_runge_kutta_start():
     np.testing.assert_array_equal(levels.t, [*start, 600, 500, 400, 300, 200, 100, 0, 0])
     with pytest.raises(ValueError, match="at least 4"):
         grids.runge_kutta_start(SCHEDULE, TIMES[:3])
+
+
+def test_the_levels_of_the_runge_kutta_start_may_be_traced():
+    levels, sampler = grids.runge_kutta_start(SCHEDULE, TIMES), samplers.pndm("runge_kutta")
+    traced, concrete = jax.jit(sampler.plan)(levels), sampler.plan(levels)
+    for a, b in zip(jax.tree.leaves(traced), jax.tree.leaves(concrete), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_mistakes_are_refused():

@@ -35,7 +35,7 @@ def test_the_moments_of_gaussian_data_are_those_of_the_closed_form():
 
 
 def test_restarts_contract_the_error_of_a_wrong_start():
-    """x starts with twice its standard deviation. The ODE keeps the factor; every restart forgets part of it (Theorem 3.1)."""
+    """x starts with twice its standard deviation. The ODE keeps the factor; each restart reduces it."""
     once = grids.uniform_log_snr(SCHEDULE, 200)
     errors = []
     for num_restarts in (0, 1, 2, 3):

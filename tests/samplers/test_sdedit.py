@@ -19,7 +19,7 @@ def test_a_strength_of_zero_gives_the_image_back():
 
 
 def test_from_the_image_to_the_data_as_strength_grows():
-    """Data are N(0.5, 0.04): what is left of the image's own mean falls with strength, to nothing."""
+    """Data are N(0.5, 0.04): the influence of the image's mean falls with strength, to nothing."""
     spread = [np.ptp(edit(strength).mean(axis=1)) for strength in (0.0, 0.2, 0.5, 1.0)]
     assert np.all(np.diff(spread) < -0.05)
     assert spread[0] == pytest.approx(1.8, abs=1e-6)
@@ -27,7 +27,7 @@ def test_from_the_image_to_the_data_as_strength_grows():
 
 
 def test_the_start_is_the_image_noised_to_the_level():
-    """From the last step of ten, at t = 0, x is x0 to the noise there; example i has the noise of its id."""
+    """From the last step of ten, at t = 0, x is x0 up to the noise there; example i has the noise of its id."""
     np.testing.assert_allclose(edit(0.1), X0, atol=5 * float(SCHEDULE.sigma[0]))
     np.testing.assert_allclose(edit(0.5)[2:3], samplers.sdedit(
         KEY, samplers.ddim(), exact(GAUSSIAN), GRID, X0[2:3], 0.5, ids=[2]), atol=1e-5)  # fmt: skip
