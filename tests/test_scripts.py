@@ -251,6 +251,8 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(tmp_path, args, sa
         (["--order", "2"], "--order: expected with --sampler dpm_solver_pp or"),
         (["--film", "0"], "--film: expected at least 1, received 0"),
         (["--first", "-1"], "--first: expected 0 or more"),
+        (["--sampler", "analytic_dpm", "--gamma_images", "0"], "--gamma_images: expected at least 1, received 0"),
+        (["--jump_length", "3"], "--jump_length: expected with --resamplings, received without"),
         (["--label", "10"], "error: --label: expected classes in 0..9, received (10,)"),
         (["--strength", "0.5"], "--strength: expected with --init-image"),
         (["--init-image", "missing.png"], "--init-image: "),

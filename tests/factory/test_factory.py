@@ -232,6 +232,20 @@ def test_options_of_a_sampler_reach_it():
     with pytest.raises(UsageError, match=r"analytic_dpm in sample\.py only"):
         factory.make_sampler(Sample(sampler="analytic_dpm"), diffusion, SCHEDULE)
     assert factory.make_sampler(Sample(sampler="analytic_dpm"), diffusion, SCHEDULE, np.ones(1000)).plan(levels).std[0] > 0
+    mistakes = {
+        "--sample.churn: expected above 0 with --sample.churn_low": {"sampler": "heun", "churn_noise": 3.0},
+        "--sample.churn: churn: expected": {"sampler": "heun", "churn": 1.0, "churn_noise": float("nan")},
+        "--sample.num_corrections: ": {"sampler": "langevin", "num_corrections": 0},
+        "--sample.snr: snr: expected a finite number above 0": {"sampler": "langevin", "snr": float("inf")},
+        "--sample.eta: eta: expected a finite number": {"sampler": "euler_ancestral", "eta": float("inf")},
+        "--sample.rho: rho: expected a finite number above 0": {"grid": "karras", "rho": 0.0},
+        "--sample.restart_interval: expected 0 <= clean": {"sampler": "restart", "restart_interval": (0.4, 0.1)},
+        "--sample.num_restarts: ": {"sampler": "restart", "num_restarts": -1},
+    }
+    for said, options in mistakes.items():
+        sample = Sample(steps=10, **options)
+        with pytest.raises(UsageError, match=said):
+            factory.make_levels(sample, diffusion, SCHEDULE), factory.make_sampler(sample, diffusion, SCHEDULE)
     raw = Diffusion(variance="learned_raw")
     with pytest.raises(UsageError, match=r"--sample.churn: expected a grid and a sampler of integer timesteps"):
         factory.make_sampler(Sample(sampler="heun", churn=1.0), raw, SCHEDULE)
