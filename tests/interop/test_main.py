@@ -7,9 +7,9 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import chex
-import flax.linen
 import jax
 import numpy as np
 import optax
@@ -151,12 +151,11 @@ def test_a_conditional_model_is_exported_as_unconditional_or_for_one_class(tmp_p
 
 
 def test_a_network_other_than_a_unet_is_not_exported(imported, tmp_path, monkeypatch):
-    class Linear(flax.linen.Module):
-        num_classes: int | None = None
-
     loaded = factory.load(imported)
-    monkeypatch.setattr(factory, "load", lambda *_: loaded._replace(network=Linear()))
-    with pytest.raises(UsageError, match=r"^--workdir: expected a UNet, received Linear, which has no channels$"):
+    other = types.SimpleNamespace(kind="transformer", num_classes=None)
+    config = dataclasses.replace(loaded.config, network=other)
+    monkeypatch.setattr(factory, "load", lambda *_: loaded._replace(config=config))
+    with pytest.raises(UsageError, match=r"^--workdir: expected a UNet, received transformer$"):
         script.main(["export", str(tmp_path / "out"), "--workdir", str(imported)])
     assert not (tmp_path / "out").exists()
 
