@@ -152,6 +152,10 @@ def load_models(options: Options) -> tuple[LoadedRun, LoadedRun | None]:
         return model, None
     with as_usage_error("--weaker"):
         weaker = factory.load(options.weaker, options.weaker_ema, options.weaker_checkpoint)
+    if (pathlib.Path(options.weaker).resolve(), weaker.step, weaker.average) == (
+        pathlib.Path(options.workdir).resolve(), model.step, model.average,
+    ):  # fmt: skip
+        raise UsageError("--weaker: expected another model, checkpoint or EMA than that of --workdir")
     if weaker.image_shape != model.image_shape:
         raise UsageError(f"--weaker: expected a model of images of {model.image_shape}, received {weaker.image_shape}")
     return model, weaker

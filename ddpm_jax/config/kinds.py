@@ -21,11 +21,24 @@ from typing import Any
 
 
 class Choice(type):
-    """The metaclass of such a base class; without a tag, a call makes the kind that was declared first."""
+    """The metaclass of such a base class. Called without a tag, the base class makes the kind that was declared first.
 
-    def __call__(cls, **values: Any) -> Any:
-        own = cls if hasattr(cls, tag(cls)) else next(iter(kinds(cls).values()))
-        kind = named(cls, values.get(tag(cls), getattr(own, tag(cls))))
+    The tag, and the first field of its own that a kind has, may come by position: Data("npz", "x.npz").
+    """
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        names, choice = [tag(cls)], base(cls)
+        if args:
+            names += [name for name in defaults(named(cls, args[0])) if name not in defaults(choice)][:1]
+        if len(args) > len(names):
+            raise TypeError(f"{cls.__name__}: expected options by name after {' and '.join(names)}, received {args}")
+        values = dict(zip(names, args, strict=False)) | values
+        own = getattr(cls, tag(cls), None)
+        if cls is not choice and values.get(tag(cls), own) == own:
+            if cls not in kinds(cls).values():
+                raise TypeError(f"{cls.__name__}: expected one of its kinds, received the class that they share")
+            return type.__call__(cls, **values)
+        kind = named(cls, values.get(tag(cls), next(iter(kinds(cls)))))
         return type.__call__(kind, **fitting(kind, values))
 
 

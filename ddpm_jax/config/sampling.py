@@ -17,8 +17,8 @@ class Sample(metaclass=Choice):
 
     sampler: str
     """ddpm: ancestral sampling. ddim: deterministic at eta 0. euler, euler_ancestral, heun, dpm_solver_pp, dpm_solver_pp_sde,
-    dpm_solver_pp_2s, unipc, deis, pndm, analytic_dpm, langevin, restart: see docs/samplers.md. Each has options of its own,
-    which `--help` after its name lists."""
+    dpm_solver_pp_2s, unipc, deis, pndm, analytic_dpm, langevin, restart: see docs/samplers.md. Each has its own options; add
+    `--help` after its name to list them."""
     steps: int | None = None
     """Sampling steps; all steps of the schedule by default, 100 in continuous time."""
     grid: Grid = "leading"
@@ -105,7 +105,7 @@ class Multistep(Sample):
     order: int = 2
     """Order of the method."""
     lower_order_final: bool | None = None
-    """Let the order of the last steps fall to 1, which is steadier with few steps; with fewer than 15 by default."""
+    """Let the order of the last steps fall to 1, which is more stable with few steps; with fewer than 15 by default."""
 
 
 @dataclasses.dataclass(frozen=True)

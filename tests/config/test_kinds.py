@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from ddpm_jax import config
-from ddpm_jax.config import Config, Data, Ddim, Ddpm, Digits, EulerAncestral, Folder, Heun, Network, Npz, Sample, UNet
+from ddpm_jax.config import Config, Data, Ddim, Ddpm, Digits, EulerAncestral, Folder, Heun, Network, Npz, Sample, UNet, sampling
 from ddpm_jax.config import kinds as choices
 from ddpm_jax.config.cli import UsageError, parse
 
@@ -32,6 +32,16 @@ def test_calling_the_base_class_makes_the_kind_that_the_tag_names():
     assert pickle.loads(pickle.dumps(Heun(churn=40.0))) == Heun(churn=40.0)
     assert dataclasses.replace(Ddim(eta=0.5), steps=3) == Ddim(eta=0.5, steps=3)
     assert dataclasses.replace(Ddim(steps=3), sampler="heun") == Heun(steps=3)
+
+
+def test_a_kind_takes_its_own_fields_alone_and_a_tag_by_position():
+    assert Data("npz", "x.npz") == Npz(path="x.npz") and Sample("ddim", steps=5) == Ddim(steps=5)
+    for wrong in (lambda: Ddpm(eta=1.0), lambda: Heun(order=2), lambda: Data("npz", "x.npz", True)):
+        with pytest.raises(TypeError, match=r"eta|order|expected options by name after source and path"):
+            wrong()
+    for shared in (sampling.Multistep, sampling.Churned):
+        with pytest.raises(TypeError, match="expected one of its kinds"):
+            shared()
 
 
 def test_a_field_of_another_kind_is_refused_unless_it_is_at_its_default():
