@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ddpm_jax import factory, schedules
 from ddpm_jax.config import Data, Diffusion, Digits, Folder, Npz, Tfds, Unknown, check_seed
 from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script, take_option
+from ddpm_jax.config.paths import LocalPath
 from ddpm_jax.data.sources import Source
 from ddpm_jax.devices import compiler
 from ddpm_jax.evaluation import likelihood, plots
@@ -29,7 +30,7 @@ from ddpm_jax.runs.resumable import resumable
 class Options:
     """The metric and the images to measure. Options of the data default to those of the run, with the split test."""
 
-    workdir: str = "runs/digits"
+    workdir: LocalPath = "runs/digits"
     """Folder of the trained model; results go to its folder evaluation."""
     metric: Literal["bpd", "rate_distortion", "ode_nll"] = "bpd"
     """bpd: the variational bound in bits/dim. rate_distortion: its curve. ode_nll: bits/dim by the probability-flow ODE."""

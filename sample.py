@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ddpm_jax import factory, samplers, schedules
 from ddpm_jax.config import Sample, check_seed, sampling
 from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
+from ddpm_jax.config.paths import LocalPath
 from ddpm_jax.data import images
 from ddpm_jax.devices import compiler, sharding
 from ddpm_jax.factory import LoadedRun
@@ -32,9 +33,9 @@ FIGURES = pathlib.Path(__file__).parent / "examples" / "paper_figures.py"
 class Options:
     """The samples to generate. Options of sampling default to those of the run."""
 
-    workdir: str = "runs/digits"
+    workdir: LocalPath = "runs/digits"
     """Folder of the trained model."""
-    out: str = "out"
+    out: LocalPath = "out"
     """Folder for samples.npz (`image`, uint8 [N, H, W, C]) and grid.png (the first 256 of them)."""
     png: bool = False
     """Also write each as images/<its index>.png."""
@@ -48,17 +49,17 @@ class Options:
     """EMA of the parameters: its name, such as power_0.1; raw for the parameters themselves; a number for the EMA of that
     width, reconstructed from snapshots. The run's first by default."""
     sample: Annotated[Sample, tyro.conf.arg(name="")] = dataclasses.field(default_factory=sampling.Ddpm)
-    weaker: str | None = None
+    weaker: LocalPath | None = None
     """Autoguidance (Karras et al. 2024): folder of a weaker version of the model, which replaces the unconditional one."""
     weaker_checkpoint: int | None = None
     """Step of its checkpoint; the last by default."""
     weaker_ema: str | None = None
     """EMA of its parameters."""
-    init_image: str | None = None
+    init_image: LocalPath | None = None
     """Image to start from instead of noise (SDEdit), or to inpaint; of the model's size."""
     strength: float | None = None
     """SDEdit: how far to depart from the image, 0 to 1; 0.5 by default."""
-    inpaint: str | None = None
+    inpaint: LocalPath | None = None
     """Mask of --init-image: white where the image is kept, black where it is filled in."""
     resamplings: int | None = None
     """RePaint (Lugmayr et al. 2022): number of passes over each stretch of --jump_length steps of --inpaint."""

@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import pathlib
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from grain import MapDataset
 from jax.sharding import Mesh
 
@@ -20,7 +22,7 @@ from ddpm_jax.devices.preemption import Preemption
 from ddpm_jax.runs import metric_writers
 from ddpm_jax.runs.checkpoints import Checkpoints
 from ddpm_jax.runs.workdir import checkpoint_metadata, claim, restore, write_config
-from ddpm_jax.training import loop
+from ddpm_jax.training import loop, memory
 from ddpm_jax.training.metrics import MetricLog
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.saving import Saver
@@ -33,7 +35,7 @@ CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 def main(argv: Sequence[str]) -> None:
     """Reads the config, builds its objects, and trains."""
-    config = read_config(argv, CONFIGS, default="digits", description=str(__doc__))
+    config = read_config(argv, CONFIGS, str(__doc__))
     check(config)
     is_first = join(config)  # whether this process writes and prints for all
 
@@ -89,7 +91,8 @@ def main(argv: Sequence[str]) -> None:
             preemption=stack.enter_context(Preemption()), hooks=[(config.train.sample_every, draw)],
             average=next(iter(averages)), frozen=objective.frozen, steps_per_call=steps_per_call,
         )  # fmt: skip
-        terminal.say(f"samples are in {workdir / 'samples'}; for more: python sample.py --workdir {workdir}")
+        more = f"python sample.py --workdir {shlex.quote(str(workdir))}"
+        terminal.say(f"samples are in {workdir / 'samples'}; for more: {more}")
 
 
 def join(config: Config) -> bool:
@@ -105,6 +108,8 @@ def read_batches(config: Config, source: Source, mesh: Mesh) -> MapDataset:
     """This process's part of each batch."""
     with as_usage_error("--train.batch_size"):
         sharding.check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+        num_bytes = config.train.batch_size * np.prod(source[0]["image"].shape, dtype=float) * 4
+        memory.check_fits(int(num_bytes) // mesh.size, "images")
     with as_usage_error("--data"):
         return pipeline.batches(
             source, config.train.batch_size, config.train.seed,
@@ -116,10 +121,13 @@ def place(config: Config, init: Callable[[], TrainState], mesh: Mesh) -> tuple[A
     """The shapes of the state, and where each array lives."""
     with as_usage_error("--network"):
         shapes = jax.eval_shape(init)
-    if config.devices.state == "replicated":
-        return shapes, sharding.replicated(mesh)
-    with as_usage_error("--devices.axes"):
-        return shapes, sharding.sharded(mesh, shapes, config.devices.axes)
+    layout: Any = sharding.replicated(mesh)
+    if config.devices.state == "sharded":
+        with as_usage_error("--devices.axes"):
+            layout = sharding.sharded(mesh, shapes, config.devices.axes)
+    with as_usage_error("--network"):
+        memory.check_fits(sharding.bytes_per_device(sharding.placed(shapes, layout)), "parameters, optimizer state and EMA")
+    return shapes, layout
 
 
 def open_log(
@@ -147,11 +155,15 @@ def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal:
     steps_per_call = config.train.steps_per_call
     if steps_per_call is None:
         steps_per_call = loop.default_steps_per_call(intervals(config).values())
+    step, num_steps = int(state.step), config.train.num_steps
     terminal.say(
         f"{config.workdir}: {num_params(state.params):,} parameters, {data}, {mesh.size} x {jax.devices()[0].device_kind}, "
-        f"from step {int(state.step)} to {config.train.num_steps}"
-        f"{f', {steps_per_call} steps per dispatch' if steps_per_call > 1 else ''}"
+        f"from step {step} to {num_steps}{f', {steps_per_call} steps per dispatch' if steps_per_call > 1 else ''}"
     )
+    if step >= num_steps:
+        terminal.say(f"nothing to do: step {step} is reached; to train on, give --train.num_steps above it")
+    for line in factory.too_slow(config) if step < num_steps else ():
+        terminal.say(f"note: {line}")
     return steps_per_call
 
 

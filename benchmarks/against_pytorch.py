@@ -47,7 +47,7 @@ def config_of(options: argparse.Namespace) -> Config:
         overrides["sample.sampler"] = {"ddim": "ddim", "ancestral": "ddpm"}[options.what]
         overrides["sample.steps"] = options.steps if options.what == "ddim" else None
     argv = ["--config", options.model, *[word for name, value in overrides.items() for word in (f"--{name}", str(value))]]
-    config = read_config(argv, CONFIGS, options.model, "")
+    config = read_config(["--config", options.model, *argv], CONFIGS, "")
     return dataclasses.replace(config, network=dataclasses.replace(config.network, num_classes=None))
 
 

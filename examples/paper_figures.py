@@ -19,6 +19,7 @@ import tyro
 from ddpm_jax import factory, likelihood
 from ddpm_jax.config import Sample, check_seed, sampling
 from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
+from ddpm_jax.config.paths import LocalPath
 from ddpm_jax.data import images
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.factory import LoadedRun
@@ -44,9 +45,9 @@ class Options:
     """Progressive coding of up to 8 training images: the receiver's estimates at this many stages, then the image."""
 
     # The model and its sampler, as for sample.py.
-    workdir: str = "runs/digits"
+    workdir: LocalPath = "runs/digits"
     """Folder of the trained model."""
-    out: str = "out"
+    out: LocalPath = "out"
     """Folder for the figure."""
     checkpoint: int | Literal["best"] | None = None
     """Step of the checkpoint, or best for the smallest mean training loss of those kept; the last by default."""

@@ -61,7 +61,7 @@ def read(words):
     script, *argv = words
     match script:
         case "train.py":
-            return config.read_config(argv, ROOT / "configs", "digits", "")
+            return config.read_config(argv if "--config" in argv else ["--config", "digits", *argv], ROOT / "configs", "")
         case "sample.py":
             return sample.read_options(argv)
         case "evaluate.py":

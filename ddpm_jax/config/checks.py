@@ -8,11 +8,12 @@ from ddpm_jax.config.cli import UsageError, options
 from ddpm_jax.config.schema import Config
 
 MAY_CHANGE = (
-    "workdir", "data.path", "data.data_dir", "optimizer.learning_rate", "train.num_steps", "train.accumulate",
-    "train.steps_per_call", "train.log_every", "train.sample_every", "train.remat", "train.tensorboard", "sample.",
-    "checkpoint.", "devices.", "ema.snapshot",
+    "workdir", "data.path", "data.data_dir", "optimizer.", "train.num_steps", "train.accumulate", "train.steps_per_call",
+    "train.log_every", "train.sample_every", "train.remat", "train.tensorboard", "sample.", "checkpoint.", "devices.",
+    "ema.decay", "ema.half_life", "ema.warmup", "ema.snapshot",
 )  # fmt: skip
-"""Fields whose values may change when a run is resumed; the others decide its results."""
+"""Fields whose values may change when a run is resumed; the others decide its results. A new EMA starts at the parameters,
+except `ema.power`, whose profile covers the whole run: its widths may only become fewer."""
 
 IMPORTED = ("network.", "diffusion.")
 """Fields that are fixed by imported weights; how these are trained is open until they are."""
@@ -31,6 +32,7 @@ def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
     for name in before:
         if name in now and before[name] != now[name]:
             may = not name.startswith(IMPORTED) if old.data.source is None else name.startswith(MAY_CHANGE)
+            may = may or (name == "ema.power" and set(now[name]) < set(before[name]))
             (allowed if may else refused).append(f"{name}: {before[name]} -> {now[name]}")
     return allowed, refused
 
@@ -48,7 +50,8 @@ def check_seed(option: str, seed: int) -> None:
 
 
 POSITIVE = (
-    "network.channels", "network.num_blocks", "network.num_groups", "network.num_heads", "network.num_classes",
+    "network.channels", "network.num_blocks", "network.num_groups", "network.num_heads", "network.head_dim",
+    "network.num_classes", "network.norm_eps",
     "optimizer.learning_rate", "optimizer.clip_norm", "train.num_steps", "train.batch_size", "train.accumulate",
     "train.steps_per_call", "train.log_every", "train.sample_every", "sample.num", "sample.gamma_images", "data.image_size",
     "checkpoint.every", "checkpoint.keep", "ema.snapshot_every", "ema.snapshots", "devices.timeout",
@@ -56,11 +59,26 @@ POSITIVE = (
 NOT_NEGATIVE = ("checkpoint.best", "optimizer.warmup_steps")
 FRACTIONS = ("network.dropout", "train.label_dropout", "diffusion.beta_start", "diffusion.beta_end", "ema.decay")
 """Numbers in [0, 1)."""
+AT_MOST = {
+    "diffusion.num_steps": 1_000_000, "sample.steps": 1_000_000, "sample.num": 10_000, "sample.num_restarts": 1000,
+    "network.num_blocks": 1000, "network.channels": 1_000_000, "data.image_size": 16_384, "train.accumulate": 10_000,
+    "train.steps_per_call": 10_000, "train.num_steps": 2**31 - 1, "train.batch_size": 2**31 - 1,
+    "optimizer.warmup_steps": 2**31 - 1,
+}  # fmt: skip
+"""Limits far above any use, so that a number with too many digits is refused before it takes memory or time."""
 
 
 def check(config: Config) -> None:
     """Raises UsageError for numbers that are out of range whatever else is chosen; None passes."""
     values = {name: value for name, value in options(config).items() if value is not None}
+    for name, value in values.items():
+        if any(number != number for number in (value if isinstance(value, tuple) else [value])):
+            raise UsageError(f"--{name}: expected a number, received {value}")
+    if not config.workdir:
+        raise UsageError("--workdir: expected a folder, received an empty name")
+    for name, limit in AT_MOST.items():
+        if values.get(name, 0) > limit:
+            raise UsageError(f"--{name}: expected at most {limit:,}, received {values[name]:,}")
     for name in POSITIVE:
         if name in values and not values[name] > 0:
             raise UsageError(f"--{name}: expected a positive number, received {values[name]}")

@@ -13,14 +13,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import tyro
 
-from ddpm_jax.config import kinds
+from ddpm_jax.config import kinds, values
 from ddpm_jax.devices.compiler import enable_compilation_cache
-from ddpm_jax.devices.preemption import EarlyExit
+from ddpm_jax.devices.preemption import EarlyExit, is_interactive
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def parse(default: T, argv: Sequence[str], description: str, flat: str = "") -> 
         the fields of the same name.
 
     Raises:
-        UsageError: an unknown option, one of another kind, or a value of the wrong type.
+        UsageError: an unknown option, one of another kind, a value of the wrong type, or a URL instead of a path.
         SystemExit: after --help.
     """
     default, argv = _choose(default, argv, flat)
@@ -60,7 +60,10 @@ def parse(default: T, argv: Sequence[str], description: str, flat: str = "") -> 
         raise UsageError(_one_line(printed.getvalue())) from None
     if unknown:
         raise _unknown(unknown[0], default, flat)
-    return value
+    try:
+        return values.checked(value, flat)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def options(tree: Any, flat: str = "", prefix: str = "") -> dict[str, Any]:
@@ -152,18 +155,26 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
             file=sys.__stderr__,
             flush=True,
         )
-        sys.stdout.flush()
-        code = 2 if isinstance(error, UsageError) else getattr(error, "code", 1)
-        os._exit(code)  # skip library threads' exit handlers
+        _exit(2 if isinstance(error, UsageError) else getattr(error, "code", 1))
     except KeyboardInterrupt:
-        os._exit(128 + signal.SIGINT)
+        if is_interactive():
+            raise
+        _exit(128 + signal.SIGINT)
     except BrokenPipeError:  # nobody reads the output any more, as in `--help | head`
-        os._exit(128 + signal.SIGPIPE)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit(128 + signal.SIGPIPE)
     except Exception:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc(file=sys.__stderr__)
-        os._exit(1)  # otherwise JAX would wait for the run's other processes, and they for this one
+        _exit(1)
+
+
+def _exit(code: int) -> NoReturn:
+    if jax.distributed.is_initialized():  # JAX would wait for the run's other processes at exit, and they for this one
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _nearest(word: str, names: Iterable[str], dashes: str = "--") -> str:

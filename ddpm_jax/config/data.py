@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from ddpm_jax.config.kinds import Choice
+from ddpm_jax.config.paths import LocalPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Npz(Data):
     """An .npz file of images."""
 
     source: Literal["npz"] = "npz"
-    path: str | None = None
+    path: LocalPath | None = None
     """The file: `image`, uint8 [N, H, W, C], and perhaps `label`, integers [N]."""
 
 
@@ -42,7 +43,7 @@ class Folder(Data):
     """A folder of image files."""
 
     source: Literal["folder"] = "folder"
-    path: str | None = None
+    path: LocalPath | None = None
     """The folder: PNG, JPEG and WebP files, at any depth; folders of files are classes."""
     image_size: int | None = None
     """Crop images to a square and resize them to this size."""
@@ -57,7 +58,7 @@ class Tfds(Data):
     """Name of the dataset, such as cifar10."""
     split: str = "train"
     """Name of the split, such as train or train[:90%]."""
-    data_dir: str | None = None
+    data_dir: LocalPath | None = None
     """Where datasets are prepared; ~/tensorflow_datasets by default."""
     image_size: int | None = None
     """Crop images to a square and resize them to this size."""

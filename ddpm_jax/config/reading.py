@@ -12,18 +12,21 @@ from typing import Any, TypeVar
 
 from ddpm_jax.config import kinds
 from ddpm_jax.config.cli import UsageError, as_usage_error, parse, take_option
+from ddpm_jax.config.paths import local
 from ddpm_jax.config.schema import Config
+from ddpm_jax.config.values import checked
 
 T = TypeVar("T")
 
 
-def read_config(argv: Sequence[str], configs: pathlib.Path, default: str, description: str) -> Config:
+def read_config(argv: Sequence[str], configs: pathlib.Path, description: str) -> Config:
     """Reads `--config NAME_OR_FILE`, a config file or a workdir's config.json, then the other options as overrides.
+
+    Without `--config`, `--workdir` names a run to resume, whose config.json is read.
 
     Args:
         argv: The command line, without the program's name.
         configs: The folder in which `--config NAME` looks for NAME.py.
-        default: The name if no `--config` is given.
         description: Begins the help text.
 
     Returns:
@@ -31,31 +34,61 @@ def read_config(argv: Sequence[str], configs: pathlib.Path, default: str, descri
 
     Raises:
         UsageError: an unknown config or option, or a value of the wrong type.
-        SystemExit: after --help.
+        SystemExit: after --help, or after an empty command line, which asks for the same.
     """
     name, rest = take_option(argv, "--config")
-    name = default if name is None else name
-    files = [
-        file for file in (pathlib.Path(name), configs / f"{name}.py") if file.is_file() and file.suffix in (".py", ".json")
-    ]
-    if not files:
-        known = sorted(file.stem for file in configs.glob("*.py"))
-        raise UsageError(f"--config: expected a file.py or one of {', '.join(known)}, received {name}")
-    if files[0].suffix == ".json":
-        with as_usage_error("--config"):
-            return parse(from_dict(json.loads(files[0].read_text())), rest, description)
-    spec = importlib.util.spec_from_file_location(files[0].stem, files[0])
+    if name is not None:
+        config, about = _read_file(_find_file(name, configs))
+        return parse(config, rest, f"{description}\n\n--config {name}: {about}" if about else description)
+    workdir = take_option(argv, "--workdir")[0]
+    if not argv or {"-h", "--help"} & set(argv):
+        return parse(Config(workdir="runs/digits"), rest if argv else ["--help"], description)
+    known = ", ".join(sorted(file.stem for file in configs.glob("*.py")))
+    if workdir is None:
+        raise UsageError(f"--config: expected a file.py or one of {known}, or --workdir of a run to resume, received neither")
+    with as_usage_error("--workdir"):
+        written = pathlib.Path(local(workdir)) / "config.json"
+    if not written.is_file():
+        raise UsageError(f"--config: expected a file.py or one of {known}, to start a run in {workdir}, received nothing")
+    return parse(dataclasses.replace(_read_file(written)[0], workdir=workdir), rest, description)
+
+
+def _find_file(name: str, configs: pathlib.Path) -> pathlib.Path:
+    with as_usage_error("--config"):
+        files = [pathlib.Path(local(name)), configs / f"{name}.py"]
+    for file in files:
+        if file.is_file() and file.suffix in (".py", ".json"):
+            return file
+    known = sorted(file.stem for file in configs.glob("*.py"))
+    raise UsageError(f"--config: expected a file.py or one of {', '.join(known)}, received {name}")
+
+
+def _read_file(file: pathlib.Path) -> tuple[Config, str]:
+    """The config of a file, and the docstring of a module."""
+    if file.suffix == ".json":
+        return read_json(file), ""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
     except Exception as error:  # whatever somebody else's code may raise
-        raise UsageError(f"--config: expected get_config() in {files[0]}, received {type(error).__name__}: {error}") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"--config: expected get_config() in {file}, received {said}") from error
     if not isinstance(config, Config):
-        raise UsageError(f"--config: expected get_config() in {files[0]} to return a Config, received {type(config).__name__}")
-    about = f"{description}\n\n--config {name}: {(module.__doc__ or '').strip()}"
-    return parse(config, rest, about)
+        raise UsageError(f"--config: expected get_config() in {file} to return a Config, received {type(config).__name__}")
+    with as_usage_error(f"--config {file}"):
+        return checked(config), (module.__doc__ or "").strip()
+
+
+def read_json(file: pathlib.Path) -> Config:
+    """The config of a config.json. Raises UsageError, which names the file and the field, if it cannot be read."""
+    with as_usage_error(f"{file}"):
+        try:
+            return from_dict(json.loads(file.read_text()))
+        except RecursionError as error:
+            raise ValueError(f"expected the config of a run, received {error}") from error
 
 
 FLAT: dict[str, dict[str, tuple[Any, tuple[str, ...]]]] = {
@@ -75,9 +108,10 @@ def from_dict(values: dict[str, Any]) -> Config:
     """The inverse of `dataclasses.asdict`, also after a round trip through JSON; missing fields take their defaults.
 
     Raises:
-        ValueError: a field that this version does not know, or one of another kind that is not at its default.
+        ValueError: a field that this version does not know, one of another kind that is not at its default, or a value of the
+            wrong type.
     """
-    return _from_dict(Config(workdir=""), values)
+    return checked(_from_dict(Config(workdir=""), values))
 
 
 def _from_dict(default: T, values: Any) -> T:
@@ -93,6 +127,9 @@ def _section(name: str, default: Any, value: Any) -> Any:
     if isinstance(type(default), kinds.Choice) and isinstance(value, dict):
         _refuse_unknown(value, {field for kind in kinds.kinds(type(default)).values() for field in kinds.defaults(kind)})
         flat = {field: _tuples(value) for field, value in value.items()}
+        tag = kinds.tag(type(default))
+        if not isinstance(flat.get(tag, ""), str | None):
+            raise ValueError(f"{name}.{tag}: expected a name, received {flat[tag]!r:.200}")
         return kinds.base(type(default))(**_without_flat(name, flat))
     return _from_dict(default, value) if dataclasses.is_dataclass(default) else _tuples(value)
 

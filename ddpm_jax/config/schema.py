@@ -7,6 +7,7 @@ from typing import Literal
 
 from ddpm_jax.config.data import Data, Digits
 from ddpm_jax.config.network import Network, UNet
+from ddpm_jax.config.paths import LocalPath
 from ddpm_jax.config.sampling import Ddpm, Sample
 
 
@@ -59,8 +60,8 @@ class Optimizer:
     """Steps of linear learning rate warm-up."""
     decay: Literal["constant", "cosine"] = "constant"
     """Learning rate after warm-up; cosine decays to 0 at --train.num_steps."""
-    clip_norm: float = 1.0
-    """Gradient clipping: maximum global norm."""
+    clip_norm: float | None = 1.0
+    """Gradient clipping: maximum global norm; None for no clipping."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Devices:
 class Config:
     """A run."""
 
-    workdir: str
+    workdir: LocalPath
     """Folder of the run; the same command again resumes it."""
     data: Data = dataclasses.field(default_factory=Digits)
     network: Network = dataclasses.field(default_factory=UNet)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import time
@@ -29,15 +30,13 @@ def divide_cores(batch_size: int) -> None:
 
     Args:
         batch_size: Number of images; each core gets at least `MIN_IMAGES_PER_CORE`. If the user has set the number of devices,
-            it is kept.
-
-    Raises:
-        RuntimeError: JAX has already computed something.
+            it is kept. So it is if JAX has already computed something, as in a notebook.
     """
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and hasattr(os, "sched_getaffinity"):
         most = min(len(os.sched_getaffinity(0)), max(1, batch_size // MIN_IMAGES_PER_CORE))
-        jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
+        with contextlib.suppress(RuntimeError):  # JAX has devices already
+            jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
 
 
 def compiled(jitted: Any, name: str, say: Callable[[str], None]) -> Callable[..., Any]:

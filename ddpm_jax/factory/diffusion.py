@@ -68,6 +68,9 @@ def _discrete_schedule(diffusion: Diffusion) -> schedules.Schedule:
 
 def make_loss(loss: Loss, diffusion: Diffusion, schedule: HasLevels) -> LossOf:
     """The training loss. Raises UsageError if the loss and the network's outputs or schedule are incompatible."""
+    if diffusion.zero_terminal_snr and diffusion.prediction in ("eps", "score"):
+        raise UsageError("--diffusion.zero_terminal_snr: expected with --diffusion.prediction v or x0, "
+                         f"received with {diffusion.prediction}, which does not determine x0 at zero SNR")  # fmt: skip
     learned = diffusion.variance.startswith("learned")
     if loss.kind == "hybrid" and not learned:
         raise UsageError(f"--loss.kind: expected --diffusion.variance learned with hybrid, received {diffusion.variance}")

@@ -218,6 +218,10 @@ class Checkpoints:
             raise self._cannot_read(step, error) from error
         return found
 
+    def parts(self, step: int) -> set[str]:
+        """The names of the parts of a checkpoint."""
+        return {path.name for path in (self._folder / str(step)).iterdir() if path.is_dir()}
+
     def load(self, step: int, parts: dict[str, Tree]) -> dict[str, Tree]:
         """Loads parts of a checkpoint.
 

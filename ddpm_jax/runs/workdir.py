@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from ddpm_jax._version import __version__
-from ddpm_jax.config import Config, changes, from_dict
+from ddpm_jax.config import Config, changes, from_dict, read_json
 from ddpm_jax.config.cli import UsageError, as_usage_error
-from ddpm_jax.devices import distributed
+from ddpm_jax.devices import distributed, sharding
 from ddpm_jax.devices.files import atomic_write
 from ddpm_jax.runs.checkpoints import Checkpoints
 
@@ -39,14 +43,15 @@ def check_changes(before: Config, config: Config) -> list[str]:
     """
     allowed, refused = changes(before, config)
     if refused:
-        raise UsageError(f"--workdir: expected the config the run was started with, received {'; '.join(refused)}")
+        raise UsageError(f"--workdir: expected the config the run was started with, received {'; '.join(refused)}; "
+                         "without --config and these options it resumes, another --workdir begins a new run")  # fmt: skip
     return allowed
 
 
 def _compare_with_written(workdir: pathlib.Path, config: Config) -> list[str]:
     written = workdir / "config.json"
-    with as_usage_error("--workdir"):
-        return check_changes(from_dict(json.loads(written.read_text())), config) if written.exists() else []
+    with as_usage_error("--workdir"):  # a folder that cannot be looked into
+        return check_changes(read_json(written), config) if written.exists() else []
 
 
 @contextlib.contextmanager
@@ -110,5 +115,12 @@ def restore(
             raise UsageError(f"--data: expected images of {metadata['image_shape']}, as before, received {tuple(image_shape)}")
         if metadata.get("version", __version__) != __version__:
             print(f"changed since the last start: ddpm_jax {metadata['version']} -> {__version__}")
-        is_imported = metadata["config"]["data"]["source"] is None  # imported weights have no optimizer state yet
-        return checkpoints.load(latest, {"params": parts["params"]} if is_imported else parts), metadata
+        if metadata["config"]["data"]["source"] is None:  # imported weights have no optimizer state yet
+            return checkpoints.load(latest, {"params": parts["params"]}), metadata
+        new = {name for name in parts if name.startswith("ema_")} - checkpoints.parts(latest)
+        loaded = checkpoints.load(latest, {name: part for name, part in parts.items() if name not in new})
+        for name in sorted(new):
+            print(f"the new EMA {name.removeprefix('ema_')} starts at the parameters of step {latest}")
+            layout = jax.tree.map(lambda a: a.sharding, parts[name])
+            loaded[name] = sharding.create(functools.partial(jax.tree.map, jnp.copy), layout, loaded["params"])
+        return loaded, metadata

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 
 from ddpm_jax.devices import sharding
 from ddpm_jax.training.state import TrainState
+
+
+def check_fits(num_bytes: int, what: str) -> None:
+    """Raises ValueError if something is larger than the memory of a device; called before that memory is asked for."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if num_bytes > limit:
+        raise ValueError(f"expected {what} of at most {_bytes(limit)}, the memory of a device, received {_bytes(num_bytes)}")
 
 
 def describe(state: TrainState, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> str:

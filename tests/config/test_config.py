@@ -11,15 +11,17 @@ from ddpm_jax.runs import workdir
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 BASE = Config(workdir="runs/base")
+CONFIG = "from ddpm_jax.config import *\ndef get_config(): return Config(workdir='x', {})"
 
 
 def read(*argv, default="digits"):
-    return config.read_config(argv, CONFIGS, default, "About.")
+    chosen = any(word.startswith("--config") for word in argv)
+    return config.read_config(argv if chosen else ("--config", default, *argv), CONFIGS, "About.")
 
 
-def test_the_default_config_is_digits():
-    assert read() == read("--config", "configs/digits.py") == read("--config=digits")
-    assert read().data.source == "digits"
+def test_a_config_has_a_name_or_a_path():
+    assert read("--config", "configs/digits.py") == read("--config=digits")
+    assert read("--config", "digits").data.source == "digits"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
@@ -64,6 +66,9 @@ def test_options_override_the_file():
         (["--config", "mnist"], "--config: expected a file.py or one of celebahq256, cifar10, digits"),
         (["--config", "no/such/file.py"], "--config: expected a file.py"),
         (["--config"], "--config: expected a value"),
+        (["--config", "gs://bucket/c.py"], "--config: expected a local path, received gs://bucket/c.py; mount the bucket"),
+        (["--workdir", "s3://b/run"], "--workdir: expected a local path, received s3://b/run"),
+        (["--data.source", "npz", "--data.path", "https://b/x.npz"], "--data.path: expected a local path"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_option(argv, said):
@@ -82,6 +87,9 @@ def test_a_mistake_is_one_line_that_names_the_option(argv, said):
         ("raise TypeError('no')", "TypeError: no"),
         ("from ddpm_jax.config import Config\ndef get_config(): return Config(workdir='x', foo=3)", "TypeError.*foo"),
         ("def get_config(): return 3", "return a Config, received int"),
+        (CONFIG.format("train=Train(num_steps='many')"), r"mine.py: train.num_steps: expected int, received 'many'"),
+        (CONFIG.format("train=3"), r"mine.py: train: expected Train, received 3"),
+        (CONFIG.format("data=Npz(path='gs://b/x.npz')"), r"mine.py: data.path: expected a local path"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path, text, said):
@@ -108,6 +116,12 @@ def test_a_file_that_is_no_config_is_named(tmp_path, text, said):
         {"network": Network(multipliers=(1, 0))},
         {"sample": config.Sample(num=0)},
         {"optimizer": config.Optimizer(learning_rate=float("nan"))},
+        {"ema": config.Ema(half_life=(1.0, float("nan")))},
+        {"diffusion": config.Diffusion(num_steps=10**12)},
+        {"network": Network(channels=10**12)},
+        {"network": Network(num_blocks=10**9)},
+        {"network": Network(norm_eps=-1.0)},
+        {"workdir": ""},
     ],
 )
 def test_numbers_out_of_range_are_refused(change):
@@ -130,6 +144,15 @@ def test_what_may_change_on_resuming_and_what_may_not():
     assert config.changes(BASE, BASE) == ([], [])
 
 
+def test_averages_and_the_optimizer_may_change_on_resuming_but_a_power_average_covers_the_whole_run():
+    before = dataclasses.replace(BASE, ema=config.Ema(decay=None, power=(0.05, 0.1)))
+    optimizer = config.Optimizer(warmup_steps=1, decay="cosine", clip_norm=None)
+    after = dataclasses.replace(before, ema=config.Ema(decay=0.999, warmup=True, power=(0.1,)), optimizer=optimizer)
+    assert len(config.changes(before, after)[0]) == 6
+    assert config.changes(before, after)[1] == []
+    assert config.changes(after, before)[1] == ["ema.power: (0.1,) -> (0.05, 0.1)"]
+
+
 def test_a_config_of_another_version_is_refused():
     values = dataclasses.asdict(BASE)
     values["network"]["depth"] = 3
@@ -139,10 +162,29 @@ def test_a_config_of_another_version_is_refused():
         config.from_dict([])
 
 
+def test_a_workdir_alone_is_resumed_with_its_own_config(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"--config: .*digits.* to start a run in .*, received nothing"):
+        config.read_config(["--workdir", str(tmp_path)], CONFIGS, "")
+    with pytest.raises(UsageError, match=r"--config: .*or --workdir of a run to resume, received neither"):
+        config.read_config(["--train.num_steps", "3"], CONFIGS, "")
+    (tmp_path / "run").mkdir()
+    workdir.write_config(tmp_path / "run", read("--workdir", "elsewhere"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = config.read_config(["--workdir=~/run", "--train.num_steps", "7"], CONFIGS, "")
+    assert found == read("--workdir", str(tmp_path / "run"), "--train.num_steps", "7")
+
+
+def test_an_empty_command_line_asks_for_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        config.read_config([], CONFIGS, "About.")
+    assert not end.value.code
+    assert "--train.num-steps" in capsys.readouterr().out.replace("_", "-")
+
+
 def test_the_config_of_a_workdir_is_a_config_too(tmp_path):
     workdir.write_config(tmp_path, read("--config", "cifar10", "--network.head_dim", "32", "--workdir", "here"))
     again = read("--config", str(tmp_path / "config.json"), "--train.seed", "3")
     assert (again.workdir, again.network.head_dim, again.network.multipliers, again.train.seed) == ("here", 32, (1, 2, 2, 2), 3)
     (tmp_path / "config.json").write_text('{"network": {"depth": 3}}')
-    with pytest.raises(UsageError, match="--config: config: expected only fields of this version, received depth"):
+    with pytest.raises(UsageError, match=r"config.json: config: expected only fields of this version, received depth"):
         read("--config", str(tmp_path / "config.json"))

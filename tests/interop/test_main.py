@@ -83,7 +83,7 @@ def test_sample_accepts_the_workdir(imported, tmp_path):
 
 def test_train_finds_a_complete_state_of_step_0(imported):
     """All that train.py needs of a workdir: a config that it accepts, and a checkpoint of the state that it would create."""
-    config = read_config(["--config", str(imported / "config.json"), "--train.batch_size", "2"], ROOT, "digits", "")
+    config = read_config(["--config", str(imported / "config.json"), "--train.batch_size", "2"], ROOT, "")
     assert config.workdir == str(imported)
     objective = factory.make_objective(config, (8, 8, 3))
     optimizer = factory.make_optimizer(config.optimizer, factory.make_learning_rate(config.optimizer, 10))
