@@ -119,7 +119,7 @@ def read_batches(config: Config, source: Source, mesh: Mesh) -> MapDataset:
 
 def place(config: Config, init: Callable[[], TrainState], mesh: Mesh) -> tuple[Any, Any]:
     """The shapes of the state, and where each array lives."""
-    with as_usage_error("--network"):
+    with as_usage_error("--network."):
         shapes = jax.eval_shape(init)
     layout: Any = sharding.replicated(mesh)
     if config.devices.state == "sharded":

@@ -40,7 +40,7 @@ def run(script, *args, **environment):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    result = run("train.py", "--workdir", folder, *SMALL)
+    result = run("train.py", "--config", "digits", "--workdir", folder, *SMALL)
     assert result.returncode == 0, result.stderr
     return folder
 

@@ -36,7 +36,7 @@ def run(script, *args, **options):
 
 
 def train(workdir, *args):
-    return run("train.py", "--workdir", workdir, *SMALL, *args)
+    return run("train.py", "--config", "digits", "--workdir", workdir, *SMALL, *args)
 
 
 def metrics(workdir):
@@ -225,7 +225,7 @@ def test_a_mistake_in_training_is_one_line_and_writes_nothing(tmp_path, args, sa
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "broken" / "0.png")
     (tmp_path / "broken" / "0.png").write_bytes((tmp_path / "broken" / "0.png").read_bytes()[:500])
     before = sorted(tmp_path.rglob("*"))
-    result = run("train.py", "--workdir", "run", *SMALL, *args, cwd=tmp_path)
+    result = run("train.py", "--config", "digits", "--workdir", "run", *SMALL, *args, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     *warnings, error = result.stderr.splitlines()
     assert error.startswith("train.py: error: ")
@@ -355,7 +355,7 @@ def test_tensorboard_and_a_progress_bar_in_a_terminal(tmp_path):
     pytest.importorskip("tensorboardX")
     parent, child = pty.openpty()
     termios.tcsetwinsize(child, (24, 120))
-    command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(tmp_path), *SMALL]
+    command = [sys.executable, str(ROOT / "train.py"), "--config", "digits", "--workdir", str(tmp_path), *SMALL]
     command += ["--train.num_steps", "4", "--train.tensorboard", "True"]
     with subprocess.Popen(command, stdout=child, stderr=child) as process:
         os.close(child)
@@ -402,10 +402,11 @@ def test_programs_are_kept_in_the_users_folder_unless_the_environment_says_other
 
 
 def test_help_answers_at_once_and_lists_the_options():
-    result = run("train.py", "--help")
+    result = run("train.py", "--config", "digits", "--help")
     assert result.returncode == 0
     assert "--train.num_steps" in result.stdout
     assert "8x8 handwritten digits" in result.stdout
+    assert "--train.num_steps" in run("train.py").stdout
     assert "--num" in run("sample.py", "--help").stdout
 
 

@@ -131,11 +131,13 @@ def _prefix(field: str, flat: str) -> str:
 
 @contextlib.contextmanager
 def as_usage_error(option: str) -> Iterator[None]:
-    """Turns errors into a UsageError that names the option."""
+    """Turns errors into a UsageError that names the option; for a section, "--network.", that in which the error begins."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise UsageError(f"{option}: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError) as error:
+        said = " ".join(str(error).split())
+        option = option if option.endswith(".") and re.match(r"\w+: ", said) else f"{option.rstrip('.')}: "
+        raise UsageError(f"{option}{said}") from error
 
 
 def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None:
@@ -178,7 +180,20 @@ def _exit(code: int) -> NoReturn:
 
 
 def _nearest(word: str, names: Iterable[str], dashes: str = "--") -> str:
-    close = difflib.get_close_matches(word, list(names), n=1)
+    """The option that was probably meant: of that section by its initials or letters, or of any; else the section's own."""
+    section, _, field = word.split("=")[0].lstrip("-").replace("-", "_").rpartition(".")
+    by_field = {name: name.rpartition(".")[2] for name in names}
+    within = {name: last for name, last in by_field.items() if name.rpartition(".")[0] == section} if section else {}
+    for known in (within, by_field):
+        for name, last in known.items():
+            if field in (last, "".join(part[:1] for part in last.split("_"))):
+                return f", perhaps {dashes}{name}"
+    close = difflib.get_close_matches(field, within.values(), n=1)
+    if close:
+        return f", perhaps {dashes}{section}.{close[0]}"
+    if within:
+        return f", --{section} has {', '.join(within.values())}"
+    close = difflib.get_close_matches(word, list(by_field), n=1)
     return f", perhaps {dashes}{close[0]}" if close else ""
 
 

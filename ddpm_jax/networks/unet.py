@@ -214,8 +214,8 @@ class UNet(nn.Module):
                              f"received {x_t.shape[1]} x {x_t.shape[2]}")  # fmt: skip
         for multiplier in self.multipliers:
             if multiplier * self.channels % self.num_groups:
-                raise ValueError(f"channels: expected every level's to be divisible by the {self.num_groups} groups of its "
-                                 f"norms, received {multiplier * self.channels}")  # fmt: skip
+                raise ValueError(f"num_groups: expected a divisor of the channels of every level, received {self.num_groups} "
+                                 f"for {multiplier * self.channels} channels")  # fmt: skip
         if self.middle not in MIDDLES:
             raise ValueError(f"middle: expected one of {MIDDLES}, received {self.middle!r}")
         if labels is not None and self.num_classes is None:

@@ -34,7 +34,7 @@ def environment(tmp_path_factory):
 
 
 def command(workdir, num_steps, *args):
-    script = [sys.executable, str(ROOT / "train.py"), "--workdir", str(workdir)]
+    script = [sys.executable, str(ROOT / "train.py"), "--config", "digits", "--workdir", str(workdir)]
     return [*script, *SMALL, *LOUD, "--train.num_steps", str(num_steps), *args]
 
 
