@@ -162,7 +162,7 @@ def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal:
     )
     if step >= num_steps:
         terminal.say(f"nothing to do: step {step} is reached; to train on, give --train.num_steps above it")
-    for line in factory.too_slow(config) if step < num_steps else ():
+    for line in factory.notes(config) if step < num_steps else ():
         terminal.say(f"note: {line}")
     return steps_per_call
 

@@ -33,7 +33,17 @@ TIMINGS = {"images_per_second", "data_wait", "memory_gib"}
 
 def start(workdir: pathlib.Path, num_steps: int) -> "subprocess.Popen[str]":
     """Starts train.py, by the same command each time."""
-    command = [sys.executable, str(ROOT / "train.py"), "--config", "digits", "--workdir", str(workdir), *SMALL, "--train.num_steps", str(num_steps)]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--config",
+        "digits",
+        "--workdir",
+        str(workdir),
+        *SMALL,
+        "--train.num_steps",
+        str(num_steps),
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from ddpm_jax.config import Config, Ema, Optimizer
+from ddpm_jax.config import Ema, Optimizer
 from ddpm_jax.config.cli import UsageError, as_usage_error
 from ddpm_jax.training import ema
 from ddpm_jax.training.optimizers import clip
@@ -46,22 +44,6 @@ def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Rate]:
     if not made:
         raise UsageError("--ema.decay: expected a number where there is no other average, received None")
     return made
-
-
-def too_slow(config: Config) -> list[str]:
-    """What the warm-up and the EMA will not have done by the last step, one line for each; usually there are none."""
-    num_steps, lines = config.train.num_steps, []
-    if config.optimizer.warmup_steps >= num_steps:
-        reached = num_steps / config.optimizer.warmup_steps
-        lines.append(f"the learning rate only reaches {reached:.0%} of its peak by step {num_steps}: "
-                     f"--optimizer.warmup_steps is {config.optimizer.warmup_steps}")  # fmt: skip
-    name, rate = next(iter(make_averages(config.ema, config.train.batch_size).items()))
-    initial = math.exp(np.log1p(-np.asarray(rate(jnp.arange(1, min(num_steps, 100_000))), np.float64)).sum())
-    if initial > 0.01:
-        remedy = "" if config.ema.warmup else "; --ema.warmup True makes it shorter"
-        lines.append(f"the initial parameters have a weight of {initial:.0%} in the EMA {name} at step {num_steps}, "
-                     f"so that its samples are noisy{remedy}")  # fmt: skip
-    return lines
 
 
 def power_name(width: float) -> str:
