@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     sample, batch_size = options.sample, min(options.batch_size, options.sample.num)
     compiler.divide_cores(batch_size)
     model, weaker = load_models(options)
-    config = dataclasses.replace(model.config, sample=sample)
+    config = factory.with_label_indices(dataclasses.replace(model.config, sample=sample), model.classes)
     edit = read_edit(options, model.image_shape)
     make_generator = functools.partial(
         factory.make_generator, config, model.network, model.schedule, model.image_shape, edit, weaker
@@ -146,12 +146,11 @@ def check(options: Options) -> None:
 
 def load_models(options: Options) -> tuple[LoadedRun, LoadedRun | None]:
     """The model, and the weaker one of autoguidance if there is one."""
-    with as_usage_error("--workdir"):
-        model = factory.load(options.workdir, options.ema, options.checkpoint)
+    model = factory.load_named(options.workdir, options.ema, options.checkpoint)
     if options.weaker is None:
         return model, None
-    with as_usage_error("--weaker"):
-        weaker = factory.load(options.weaker, options.weaker_ema, options.weaker_checkpoint)
+    names = ("--weaker", "--weaker_ema", "--weaker_checkpoint")
+    weaker = factory.load_named(options.weaker, options.weaker_ema, options.weaker_checkpoint, names)
     if (pathlib.Path(options.weaker).resolve(), weaker.step, weaker.average) == (
         pathlib.Path(options.workdir).resolve(), model.step, model.average,
     ):  # fmt: skip
