@@ -17,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from ddpm_jax import factory, samplers, schedules
-from ddpm_jax.config import Sample, check_seed, sampling
+from ddpm_jax.config import Config, Sample, check_seed, sampling
 from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
 from ddpm_jax.data import images
 from ddpm_jax.devices import compiler, sharding
@@ -35,7 +35,8 @@ class Options:
     workdir: str = "runs/digits"
     """Folder of the trained model."""
     out: str = "out"
-    """Folder for samples.npz (`image`, uint8 [N, H, W, C]) and grid.png (the first 256 of them)."""
+    """Folder for samples.npz (`image`, uint8 [N, H, W, C], and `index` [N], their numbers), grid.png (the first 256 of them)
+    and settings.json. Samples of the same settings join those that are there, also from several processes at once."""
     png: bool = False
     """Also write each as images/<its index>.png."""
     first: int = 0
@@ -87,18 +88,17 @@ def main(argv: Sequence[str]) -> None:
     gamma = None
     if isinstance(sample, sampling.AnalyticDpm):
         make_generator(np.ones(1))  # checks the other options before the work
-        gamma = estimate_gamma(sample, model, batch_size)
+        gamma = estimate_gamma(sample, model)
     generate = make_generator(gamma)
     params = model.params if weaker is None else (model.params, weaker.params)
 
     # The samples, batch by batch; those of an interrupted run stay.
     out = pathlib.Path(options.out)
     indices = range(options.first, options.first + sample.num)
-    decides: dict[str, Any] = {part: dataclasses.asdict(getattr(config, part)) for part in ("network", "diffusion", "sample")}
-    del decides["sample"]["num"]
-    decides |= {"weights": fingerprint((params, edit, gamma))}
+    about = {name: getattr(options, name) for name in ("workdir", "weaker", "init_image", "inpaint")}
+    settings = settings_of(options, config, model, weaker) | {"weights": fingerprint((params, edit, gamma))}
     with as_usage_error("--out"):
-        folder = SampleFolder(out, decides, indices, batch_size)
+        folder = SampleFolder(out, settings, indices, batch_size, options.png, about)
     generate = compiler.compiled(generate, "the sampler", tqdm.write)
     for batch in tqdm(folder.missing, unit="batch", disable=None):
         ids = sharding.put_ids(model.mesh, folder.numbers(batch))
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         with as_usage_error("--out"):
             folder.add(batch, image)
     with as_usage_error("--out"):
-        folder.finish(options.png)
+        folder.finish()
     files = f"{out / 'grid.png'}, {out / 'samples.npz'}"
     print(f"{sample.num} images from step {model.step} of {options.workdir}, {model.average}: {files}")
 
@@ -175,8 +175,11 @@ def read_edit(options: Options, image_shape: tuple[int, int, int]) -> ImageEdit 
     )
 
 
-def estimate_gamma(sample: sampling.AnalyticDpm, model: LoadedRun, batch_size: int) -> np.ndarray:
-    """E|eps|^2 at every timestep over images of the training data, for Analytic-DPM."""
+def estimate_gamma(sample: sampling.AnalyticDpm, model: LoadedRun, batch_size: int = 64) -> np.ndarray:
+    """E|eps|^2 at every timestep over images of the training data, for Analytic-DPM.
+
+    Its noise depends on the batch size, which is therefore not that of the samples: they depend on (seed, i) alone.
+    """
     with as_usage_error("--sampler"):
         schedule = schedules.require_discrete(model.schedule, "analytic_dpm")
     source = factory.make_source(model.config.data)
@@ -196,12 +199,23 @@ def estimate_gamma(sample: sampling.AnalyticDpm, model: LoadedRun, batch_size: i
     return total / num
 
 
+def settings_of(options: Options, config: Config, model: LoadedRun, weaker: LoadedRun | None) -> dict[str, Any]:
+    """The settings that samples depend on, besides their numbers and the arrays; by the names of the options if there are."""
+    settings = dataclasses.asdict(config.sample) | {"checkpoint": model.step, "ema": model.average}
+    del settings["num"]
+    settings |= {"weaker_checkpoint": None, "weaker_ema": None}
+    if weaker is not None:
+        settings |= {"weaker_checkpoint": weaker.step, "weaker_ema": weaker.average}
+    settings |= {name: getattr(options, name) for name in ("strength", "resamplings", "jump_length")}
+    return settings | {part: dataclasses.asdict(getattr(config, part)) for part in ("network", "diffusion")}
+
+
 def fingerprint(tree: Any) -> str:
     """A hash of all arrays and numbers in a tree."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
+    return found.hexdigest()[:16]
 
 
 if __name__ == "__main__":
