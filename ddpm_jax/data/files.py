@@ -32,7 +32,7 @@ def folder(path: str | os.PathLike[str], image_size: int, max_pixels: int | None
 
     A file is left out with a warning if its header is not that of an image, or if the image is too large. A file that turns out
     to be damaged when it is read is replaced by the next readable one, also with a warning. Images above Pillow's limit against
-    decompression bombs, 179 megapixels, are also named in a warning, since they take long and much memory.
+    decompression bombs, 179 megapixels, are named in a warning, because reading them takes much memory.
 
     Args:
         path: The folder.
@@ -103,8 +103,8 @@ def _num_channels(file: pathlib.Path, max_pixels: int | None) -> int:
         logger.warning("%s (left out)", error)
         return 0
     if is_large((width, height)):
-        why = "it may be a decompression bomb; --data.max_pixels leaves it out"
-        logger.warning("%s is large, %d x %d pixels, and slow to read: %s", file, width, height, why)
+        memory = f"takes up to {16e-9 * width * height:.1f} GB to read; --data.max_pixels leaves it out"
+        logger.warning("%s has %s x %s pixels and %s", file, f"{width:,}", f"{height:,}", memory)
     return channels
 
 

@@ -50,7 +50,7 @@ def describe_classes(network: Network, source: sources.Source) -> str | None:
     if names := getattr(source, "classes", None):
         found += f": {', '.join(names) if len(names) <= 12 else ', '.join([*names[:10], '...', names[-1]])}"
     if network.num_classes is None:
-        found += f"; the model is unconditional, unless --network.num_classes {source.num_classes} is given"
+        found += f"; not used unless --network.num_classes {source.num_classes} is given"
     return found
 
 

@@ -63,10 +63,10 @@ class SampleFolder:
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             self._check(settings)
-            self._unfinished.mkdir(exist_ok=True)
             if not (self._folder / SETTINGS).exists():
                 text = json.dumps((about or {}) | settings, indent=2) + "\n"
                 atomic_write(self._folder / SETTINGS, lambda file: file.write(text.encode()))
+            self._unfinished.mkdir(exist_ok=True)
             self._release = self._reserve()
 
     @property
@@ -123,7 +123,7 @@ class SampleFolder:
         if file.exists():
             received = _differences(file, settings)
         else:
-            names = ["samples.npz", "grid.png", "unfinished/settings.json", *(["images"] if self._png else [])]
+            names = ["samples.npz", "grid.png", "unfinished", *(["images"] if self._png else [])]
             if foreign := [name for name in names if (self._folder / name).exists()]:
                 received = f"{foreign[0]} without {SETTINGS}"
         if received:

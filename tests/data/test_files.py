@@ -193,7 +193,10 @@ def test_folder_leaves_out_large_images_unless_they_are_admitted(tmp_path, caplo
         with caplog.at_level(logging.WARNING):
             source = files.folder(tmp_path, 8, **options)
         large = sorted(caplog.messages)[1]
-        assert large.startswith(f"{tmp_path / 'large.png'} is large, 50 x 41 pixels") and len(caplog.messages) == 3
+        assert (
+            large.startswith(f"{tmp_path / 'large.png'} has 50 x 41 pixels and takes up to 0.0 GB")
+            and len(caplog.messages) == 3
+        )
         assert [int(source[index]["image"][4, 4, 0]) for index in range(4)] == [200, 200, 200, 100]
         assert Image.MAX_IMAGE_PIXELS == 1000
     with pytest.raises(ValueError, match="expected max_pixels of at least 1 or None, received 0"):

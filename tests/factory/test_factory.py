@@ -279,7 +279,7 @@ def test_classes_are_described_by_their_names():
     image = np.zeros((20, 2, 2, 1), np.uint8)
     animals = sources.Arrays(image, np.arange(20) % 3, ["cats", "dogs", "geese"])
     assert factory.describe_classes(Network(num_classes=3), animals) == "3 classes: cats, dogs, geese"
-    unused = "; the model is unconditional, unless --network.num_classes {} is given"
+    unused = "; not used unless --network.num_classes {} is given"
     assert factory.describe_classes(Network(), animals) == "3 classes: cats, dogs, geese" + unused.format(3)
     many = sources.Arrays(image, np.arange(20), [f"n{number}" for number in range(20)])
     shortened = "20 classes: n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, ..., n19"
