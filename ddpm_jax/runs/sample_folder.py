@@ -143,7 +143,7 @@ class SampleFolder:
                     samples = f"samples {numbers.start} to {numbers.stop - 1} of {self._folder}"
                     raise ValueError(f"expected samples of no other process, {samples} are being generated") from None
             path.unlink()  # of a killed run
-        lock = os.open(self._unfinished / f"{_name(self._numbers)}.lock", os.O_CREAT | os.O_WRONLY)
+        lock = os.open(self._unfinished / f"{_name(self._numbers)}.lock", os.O_CREAT | os.O_WRONLY, 0o666)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return weakref.finalize(self, os.close, lock)
 
