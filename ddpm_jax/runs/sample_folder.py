@@ -41,8 +41,8 @@ class SampleFolder:
         about: Also written to settings.json, for its readers; it may differ when the folder is used again.
 
     Raises:
-        ValueError: the folder holds samples of other settings, or files of those names that are not its own; or some of the
-            numbers are reserved by another process.
+        ValueError: the folder holds samples of other settings, files of those names that are not its own, or a damaged
+            samples.npz; or some of the numbers are reserved by another process.
         OSError: the folder cannot be written.
     """
 
@@ -118,7 +118,7 @@ class SampleFolder:
             yield
 
     def _check(self, settings: dict[str, Any]) -> None:
-        """Raises ValueError if the folder has samples of other settings, or files of our names that are not ours."""
+        """Raises ValueError for samples of other settings, files of our names that are not ours, or a damaged samples.npz."""
         file, received = self._folder / SETTINGS, ""
         if file.exists():
             received = _differences(file, settings)
@@ -129,6 +129,7 @@ class SampleFolder:
         if received:
             expected = "expected an empty folder or one of the same settings"
             raise ValueError(f"{expected}, {self._folder} has {received}; choose another --out")
+        self._index()
 
     def _reserve(self) -> weakref.finalize:
         """Reserves the numbers, and returns the function that releases them. The folder must be locked."""

@@ -165,8 +165,8 @@ def test_a_finish_needs_all_samples_and_a_folder_that_can_be_written(tmp_path):
         folder.finish()
     assert names(tmp_path / "out") == ["settings.json", "unfinished"]
     (tmp_path / "out" / "samples.npz").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="expected images and their index in .*samples.npz, cannot read it"):
-        folder.missing  # noqa: B018
+    with pytest.raises(ValueError, match=r"expected images and their index in .*samples\.npz, cannot read it"):
+        SampleFolder(tmp_path / "out", SETTINGS, range(8, 9), 4)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         SampleFolder(tmp_path / "file", SETTINGS, range(3), 2)
