@@ -119,13 +119,11 @@ class SampleFolder:
 
     def _check(self, settings: dict[str, Any]) -> None:
         """Raises ValueError for samples of other settings, files of our names that are not ours, or a damaged samples.npz."""
-        file, received = self._folder / SETTINGS, ""
+        names = ["samples.npz", "grid.png", "unfinished", *(["images"] if self._png else [])]
+        found = [name for name in names if (self._folder / name).exists()]  # first: other processes write settings before them
+        file, received = self._folder / SETTINGS, f"{found[0]} without {SETTINGS}" if found else ""
         if file.exists():
             received = _differences(file, settings)
-        else:
-            names = ["samples.npz", "grid.png", "unfinished", *(["images"] if self._png else [])]
-            if foreign := [name for name in names if (self._folder / name).exists()]:
-                received = f"{foreign[0]} without {SETTINGS}"
         if received:
             expected = "expected an empty folder or one of the same settings"
             raise ValueError(f"{expected}, {self._folder} has {received}; choose another --out")

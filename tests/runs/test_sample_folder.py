@@ -129,15 +129,25 @@ def test_processes_with_different_numbers_share_a_folder(tmp_path):
     turns = threading.Barrier(8, timeout=60)
 
     def generate(process):
+        turns.wait()
         folder = SampleFolder(tmp_path, SETTINGS, range(10 * process, 10 * process + 10), 4)
         for batch in folder.missing:
             turns.wait()
             folder.add(batch, batch_of(folder.numbers(batch)))
         folder.finish()
-        return set(np.load(tmp_path / "samples.npz")["index"].tolist()).issuperset(range(10 * process, 10 * process + 10))
+        assert set(range(10 * process, 10 * process + 10)) <= set(np.load(tmp_path / "samples.npz")["index"].tolist())
+
+    def report(process):
+        try:
+            generate(process)
+        except threading.BrokenBarrierError:
+            return None  # another one reports why
+        except Exception as error:
+            turns.abort()
+            return error
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(generate, range(8)))
+        assert list(pool.map(report, range(8))) == [None] * 8
     check_samples(tmp_path, range(80))
     assert names(tmp_path) == ["grid.png", "samples.npz", "settings.json"]
 
