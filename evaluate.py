@@ -61,8 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
     # The model and the images.
     compiler.divide_cores(options.batch_size)
-    with as_usage_error("--workdir"):
-        model = factory.load(options.workdir, options.ema, options.checkpoint)
+    model = factory.load_named(options.workdir, options.ema, options.checkpoint)
     source = factory.make_source(options.data)
     with as_usage_error("--path"):
         if source[0]["image"].shape != model.image_shape:

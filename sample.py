@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import math
 import pathlib
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -17,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from ddpm_jax import factory, samplers, schedules
-from ddpm_jax.config import Sample, check_seed, sampling
+from ddpm_jax.config import Config, Sample, check_seed, sampling
 from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
 from ddpm_jax.config.paths import LocalPath
 from ddpm_jax.data import images
@@ -25,6 +27,7 @@ from ddpm_jax.devices import compiler, sharding
 from ddpm_jax.factory import LoadedRun
 from ddpm_jax.pipelines.image import ImageEdit
 from ddpm_jax.runs.sample_folder import SampleFolder
+from ddpm_jax.training import memory
 
 FIGURES = pathlib.Path(__file__).parent / "examples" / "paper_figures.py"
 
@@ -36,7 +39,8 @@ class Options:
     workdir: LocalPath = "runs/digits"
     """Folder of the trained model."""
     out: LocalPath = "out"
-    """Folder for samples.npz (`image`, uint8 [N, H, W, C]) and grid.png (the first 256 of them)."""
+    """Folder for samples.npz (`image`, uint8 [N, H, W, C], and `index` [N], their numbers), grid.png (the first 256 of them)
+    and settings.json. Samples of the same settings join those that are there, also from several processes at once."""
     png: bool = False
     """Also write each as images/<its index>.png."""
     first: int = 0
@@ -80,26 +84,26 @@ def main(argv: Sequence[str]) -> None:
     sample, batch_size = options.sample, min(options.batch_size, options.sample.num)
     compiler.divide_cores(batch_size)
     model, weaker = load_models(options)
-    config = dataclasses.replace(model.config, sample=sample)
+    config = factory.with_label_indices(dataclasses.replace(model.config, sample=sample), model.classes)
     edit = read_edit(options, model.image_shape)
+    check_sizes(options, model, batch_size)
     make_generator = functools.partial(
         factory.make_generator, config, model.network, model.schedule, model.image_shape, edit, weaker
     )
     gamma = None
     if isinstance(sample, sampling.AnalyticDpm):
         make_generator(np.ones(1))  # checks the other options before the work
-        gamma = estimate_gamma(sample, model, batch_size)
+        gamma = estimate_gamma(sample, model)
     generate = make_generator(gamma)
     params = model.params if weaker is None else (model.params, weaker.params)
 
     # The samples, batch by batch; those of an interrupted run stay.
     out = pathlib.Path(options.out)
     indices = range(options.first, options.first + sample.num)
-    decides: dict[str, Any] = {part: dataclasses.asdict(getattr(config, part)) for part in ("network", "diffusion", "sample")}
-    del decides["sample"]["num"]
-    decides |= {"weights": fingerprint((params, edit, gamma))}
+    about = {name: getattr(options, name) for name in ("workdir", "weaker", "init_image", "inpaint")}
+    settings = settings_of(options, config, model, weaker) | {"weights": fingerprint((params, edit, gamma))}
     with as_usage_error("--out"):
-        folder = SampleFolder(out, decides, indices, batch_size)
+        folder = SampleFolder(out, settings, indices, batch_size, options.png, about)
     generate = compiler.compiled(generate, "the sampler", tqdm.write)
     for batch in tqdm(folder.missing, unit="batch", disable=None):
         ids = sharding.put_ids(model.mesh, folder.numbers(batch))
@@ -107,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
         with as_usage_error("--out"):
             folder.add(batch, image)
     with as_usage_error("--out"):
-        folder.finish(options.png)
+        folder.finish()
     files = f"{out / 'grid.png'}, {out / 'samples.npz'}"
     print(f"{sample.num} images from step {model.step} of {options.workdir}, {model.average}: {files}")
 
@@ -147,12 +151,11 @@ def check(options: Options) -> None:
 
 def load_models(options: Options) -> tuple[LoadedRun, LoadedRun | None]:
     """The model, and the weaker one of autoguidance if there is one."""
-    with as_usage_error("--workdir"):
-        model = factory.load(options.workdir, options.ema, options.checkpoint)
+    model = factory.load_named(options.workdir, options.ema, options.checkpoint)
     if options.weaker is None:
         return model, None
-    with as_usage_error("--weaker"):
-        weaker = factory.load(options.weaker, options.weaker_ema, options.weaker_checkpoint)
+    names = ("--weaker", "--weaker_ema", "--weaker_checkpoint")
+    weaker = factory.load_named(options.weaker, options.weaker_ema, options.weaker_checkpoint, names)
     if (pathlib.Path(options.weaker).resolve(), weaker.step, weaker.average) == (
         pathlib.Path(options.workdir).resolve(), model.step, model.average,
     ):  # fmt: skip
@@ -160,6 +163,18 @@ def load_models(options: Options) -> tuple[LoadedRun, LoadedRun | None]:
     if weaker.image_shape != model.image_shape:
         raise UsageError(f"--weaker: expected a model of images of {model.image_shape}, received {weaker.image_shape}")
     return model, weaker
+
+
+def check_sizes(options: Options, model: LoadedRun, batch_size: int) -> None:
+    """Raises UsageError for batches beyond the memory of a device, or samples beyond the room on the disk."""
+    size = math.prod(model.image_shape)
+    with as_usage_error("--batch_size"):
+        memory.check_fits(batch_size * size * 4 // model.mesh.size, "images")
+    out = pathlib.Path(options.out).absolute()
+    free = shutil.disk_usage(next(folder for folder in (out, *out.parents) if folder.is_dir())).free
+    if options.sample.num * size > free:
+        raise UsageError(f"--num: expected at most {free // size:,} images, for which the disk has room, "
+                         f"received {options.sample.num:,}")  # fmt: skip
 
 
 def read_edit(options: Options, image_shape: tuple[int, int, int]) -> ImageEdit | None:
@@ -177,8 +192,11 @@ def read_edit(options: Options, image_shape: tuple[int, int, int]) -> ImageEdit 
     )
 
 
-def estimate_gamma(sample: sampling.AnalyticDpm, model: LoadedRun, batch_size: int) -> np.ndarray:
-    """E|eps|^2 at every timestep over images of the training data, for Analytic-DPM."""
+def estimate_gamma(sample: sampling.AnalyticDpm, model: LoadedRun, batch_size: int = 64) -> np.ndarray:
+    """E|eps|^2 at every timestep over images of the training data, for Analytic-DPM.
+
+    Its noise depends on the batch size, which is therefore not that of the samples: they depend on (seed, i) alone.
+    """
     with as_usage_error("--sampler"):
         schedule = schedules.require_discrete(model.schedule, "analytic_dpm")
     source = factory.make_source(model.config.data)
@@ -198,12 +216,23 @@ def estimate_gamma(sample: sampling.AnalyticDpm, model: LoadedRun, batch_size: i
     return total / num
 
 
+def settings_of(options: Options, config: Config, model: LoadedRun, weaker: LoadedRun | None) -> dict[str, Any]:
+    """The settings that samples depend on, besides their numbers and the arrays; by the names of the options if there are."""
+    settings = dataclasses.asdict(config.sample) | {"checkpoint": model.step, "ema": model.average}
+    del settings["num"]
+    settings |= {"weaker_checkpoint": None, "weaker_ema": None}
+    if weaker is not None:
+        settings |= {"weaker_checkpoint": weaker.step, "weaker_ema": weaker.average}
+    settings |= {name: getattr(options, name) for name in ("strength", "resamplings", "jump_length")}
+    return settings | {part: dataclasses.asdict(getattr(config, part)) for part in ("network", "diffusion")}
+
+
 def fingerprint(tree: Any) -> str:
     """A hash of all arrays and numbers in a tree."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
+    return found.hexdigest()[:16]
 
 
 if __name__ == "__main__":

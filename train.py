@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         image_shape = source[0]["image"].shape
     factory.check_labels(config.network, source)
     mesh, key = sharding.make_mesh(), jax.random.key(config.train.seed)
-    objective = factory.make_objective(config, image_shape)
+    objective = factory.make_objective(factory.with_label_indices(config, source.classes), image_shape)
     objective = objective._replace(frozen=sharding.replicate(mesh, objective.frozen))
     learning_rate = factory.make_learning_rate(config.optimizer, config.train.num_steps)
     optimizer = factory.make_optimizer(config.optimizer, learning_rate)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, terminal.say)
         )
-        parts, saved = restore(checkpoints, config, image_shape, sharding.placed(shapes, layout).parts())
+        parts, saved = restore(checkpoints, config, image_shape, sharding.placed(shapes, layout).parts(), source.classes)
         if parts is None:
             state = sharding.create(init, layout)
         elif parts.keys() == {"params"}:
@@ -80,10 +80,12 @@ def main(argv: Sequence[str]) -> None:
 
         # Metrics, checkpoints, snapshots and samples.
         log = open_log(config, workdir if is_first else None, terminal, int(state.step), saved.get("sums"), stack)
-        saver = Saver(checkpoints, log, checkpoint_metadata(config, image_shape), config.checkpoint.every)
+        saver = Saver(checkpoints, log, checkpoint_metadata(config, image_shape, source.classes), config.checkpoint.every)
         powers = [factory.power_name(width) for width in config.ema.power]
         snapshots = stack.enter_context(Snapshots(workdir, powers, config.ema.snapshot_every, config.ema.snapshots))
         draw = sample_drawer(config, objective, mesh, workdir if is_first else None, terminal)
+        if classes := factory.describe_classes(config.network, source):
+            terminal.say(classes)
         steps_per_call = announce(config, state, f"{len(source):,} images of {image_shape}", mesh, terminal)
         loop.train(
             state, train_step, stack.enter_context(contextlib.closing(pipeline.iterate(batches, int(state.step)))), mesh,

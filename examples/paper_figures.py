@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> None:
     """Reads the options and the workdir, and writes the figure."""
     options = read_options(argv)
     name, value = figure_of(options)
-    with as_usage_error("--workdir"):
-        model = factory.load(options.workdir, options.ema, options.checkpoint)
-    model = model._replace(config=dataclasses.replace(model.config, sample=options.sample))
+    model = factory.load_named(options.workdir, options.ema, options.checkpoint)
+    config = dataclasses.replace(model.config, sample=options.sample)
+    model = model._replace(config=factory.with_label_indices(config, model.classes))
     factory.make_generator(model.config, model.network, model.schedule, model.image_shape)  # checks the options of sampling
 
     with as_usage_error(f"--{name}"):

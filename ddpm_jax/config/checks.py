@@ -54,7 +54,7 @@ POSITIVE = (
     "network.num_classes", "network.norm_eps",
     "optimizer.learning_rate", "optimizer.clip_norm", "train.num_steps", "train.batch_size", "train.accumulate",
     "train.steps_per_call", "train.log_every", "train.sample_every", "sample.num", "sample.gamma_images", "data.image_size",
-    "checkpoint.every", "checkpoint.keep", "ema.snapshot_every", "ema.snapshots", "devices.timeout",
+    "data.max_pixels", "checkpoint.every", "checkpoint.keep", "ema.snapshot_every", "ema.snapshots", "devices.timeout",
 )  # fmt: skip
 NOT_NEGATIVE = ("checkpoint.best", "optimizer.warmup_steps")
 FRACTIONS = ("network.dropout", "train.label_dropout", "diffusion.beta_start", "diffusion.beta_end", "ema.decay")

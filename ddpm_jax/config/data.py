@@ -35,7 +35,7 @@ class Npz(Data):
 
     source: Literal["npz"] = "npz"
     path: LocalPath | None = None
-    """The file: `image`, uint8 [N, H, W, C], and perhaps `label`, integers [N]."""
+    """The file: `image`, uint8 [N, H, W, C], and perhaps `label`, integers [N], and `classes`, their names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Folder(Data):
     """The folder: PNG, JPEG and WebP files, at any depth; folders of files are classes."""
     image_size: int | None = None
     """Crop images to a square and resize them to this size."""
+    max_pixels: int = 500_000_000
+    """Leave out images with more pixels. Reading an image takes up to 16 bytes of memory per pixel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Tfds(Data):
     """Where datasets are prepared; ~/tensorflow_datasets by default."""
     image_size: int | None = None
     """Crop images to a square and resize them to this size."""
+    max_pixels: int = 500_000_000
+    """Refuse images with more pixels. Reading an image takes up to 16 bytes of memory per pixel."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ class Sample(metaclass=Choice):
     """Timestep grid. log_snr, karras and exponential visit non-integer timesteps."""
     rho: float | None = None
     """Exponent of the grids karras (7 by default) and exponential (2 by default)."""
-    label: tuple[int, ...] | None = None
-    """Classes to sample, in turn; all by default."""
+    label: tuple[str | int, ...] | None = None
+    """Classes to sample, in turn: names, or indices if no class has that name; all by default."""
     guidance: float = 1.0
     """Classifier-free guidance scale. 0: unconditional; 1: conditional; >1: guided (two network evaluations per step)."""
     guidance_interval: tuple[float, float] | None = None

@@ -17,12 +17,12 @@ class CachedSource(Source):
         max_bytes: Size limit of the cache; a larger source is not cached at all.
 
     Attributes:
-        num_classes: That of the source.
+        num_classes, classes: Those of the source.
     """
 
     def __init__(self, source: Source, max_bytes: int = 2**30):
         check_source(source)
-        self.num_classes = source.num_classes
+        self.num_classes, self.classes = source.num_classes, getattr(source, "classes", None)
         self._source, self._max_bytes = source, max_bytes
         self._known = np.zeros(len(source), bool)
         self._arrays: dict[str, np.ndarray] | None = None

@@ -13,7 +13,15 @@ from PIL import ExifTags, Image
 MAX_PIXELS = 178_956_970
 """Pillow's default limit, above which it considers an image a decompression bomb."""
 
-_raised_limit = threading.Lock()
+MAX_PIXELS_OF_DATA = 500_000_000
+"""The default limit for images of a data set: one takes up to 16 bytes of memory per pixel while it is decoded."""
+
+_raised_limit, _large = threading.Lock(), threading.Lock()
+
+
+class TooLarge(OSError):
+    """An image has too many pixels."""
+
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,7 +41,7 @@ def decode(
     """Decodes an image, upright, opaque and 8-bit.
 
     The EXIF orientation is applied, transparent pixels are blended with white, and 16-bit grayscale is scaled to 8 bits.
-    Damaged metadata are ignored.
+    Damaged metadata are ignored. Images above Pillow's limit are decoded one at a time, even if several threads ask for them.
 
     Args:
         file: The encoded image, at its start.
@@ -46,9 +54,12 @@ def decode(
         uint8 [H, W, channels].
 
     Raises:
-        OSError: the file is not an image, is damaged, or is too large. No file raises another exception.
+        TooLarge: the image has more than max_pixels.
+        OSError: the file is not an image, or is damaged. No file raises another exception.
     """
-    with _opened(file, name, max_pixels) as image:
+    with _opened(file, name, max_pixels) as image, _large if is_large(image.size) else contextlib.nullcontext():
+        if is_large(image.size) and image_size is not None:
+            image.draft(None, (2 * image_size, 2 * image_size))  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if enough
         image = _opaque(_upright(image))
         mode = "L" if channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)  # which would copy
@@ -57,10 +68,18 @@ def decode(
         return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def num_channels(file: BinaryIO, name: str, max_pixels: int | None = MAX_PIXELS) -> int:
-    """1 for a grayscale image, 3 for colour, from the header alone. Arguments and exceptions are those of `decode`."""
+def header(file: BinaryIO, name: str, max_pixels: int | None = MAX_PIXELS) -> tuple[tuple[int, int], int]:
+    """(width, height) and the number of channels, 1 for grayscale and 3 for colour, as the header of an image says.
+
+    Arguments and exceptions are those of `decode`.
+    """
     with _opened(file, name, max_pixels) as image:
-        return 1 if Image.getmodebase(image.mode) == "L" else 3
+        return image.size, 1 if Image.getmodebase(image.mode) == "L" else 3
+
+
+def is_large(size: tuple[int, int]) -> bool:
+    """Whether an image is above Pillow's limit."""
+    return size[0] * size[1] > MAX_PIXELS
 
 
 @contextlib.contextmanager
@@ -70,12 +89,14 @@ def _opened(file: BinaryIO, name: str, max_pixels: int | None) -> Iterator[Image
         with _open(file, max_pixels) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 size = f"{image.width} x {image.height}"
-                raise ValueError(f"max_pixels: expected an image of at most {max_pixels:,} pixels, received {size}")
+                raise TooLarge(f"{name}: max_pixels: expected an image of at most {max_pixels:,} pixels, received {size}")
             yield image
     except Image.UnidentifiedImageError as error:
         raise OSError(f"{name}: expected an image, received a file of another kind, or a damaged one") from error
     except Image.DecompressionBombError as error:
-        raise OSError(f"{name}: max_pixels: {error}") from error
+        raise TooLarge(f"{name}: max_pixels: {error}") from error
+    except TooLarge:
+        raise
     except Exception as error:  # Pillow's decoders raise exceptions of all types for damaged files
         raise OSError(f"{name}: {str(error) or type(error).__name__}") from error
 
@@ -111,7 +132,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     """Scales 16-bit grayscale to 8 bits, and blends transparent pixels with white."""
     if image.mode.startswith("I"):  # convert("L") would clip; mode I holds 16 bits too
         level = np.asarray(image)
-        gray = np.clip(np.round(level / 257), 0, 255).astype(np.uint8)
+        gray = ((np.clip(level, 0, 65535).astype(np.int32) + 128) // 257).astype(np.uint8)  # level / 257, rounded
         transparent = image.info.get("transparency")
         return Image.fromarray(gray if transparent is None else np.where(level == transparent, np.uint8(255), gray))
     if image.has_transparency_data:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.decoding import MAX_PIXELS, decode, num_channels
+from ddpm_jax.data.decoding import MAX_PIXELS_OF_DATA, TooLarge, decode, header, is_large
 from ddpm_jax.data.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -22,21 +22,22 @@ logger = logging.getLogger(__name__)
 _ENDINGS = (".jpeg", ".jpg", ".png", ".webp")
 
 
-def folder(path: str | os.PathLike[str], image_size: int, max_pixels: int | None = MAX_PIXELS) -> Source:
+def folder(path: str | os.PathLike[str], image_size: int, max_pixels: int | None = MAX_PIXELS_OF_DATA) -> Source:
     """All PNG, JPEG and WebP files below a folder, in the order of their relative paths.
 
     Images are decoded as by `decoding.decode`: upright, opaque, 8-bit, the central square resized to image_size. Hidden files
     and folders are skipped. Symbolic links are followed, except links to a folder that contains them. If every image is exactly
     one level down, in at least two folders, these are the classes: `label` is the index of the folder's name among the sorted
-    names.
+    names. Otherwise there are no labels; unless all images are at the top level, a warning says why.
 
     A file is left out with a warning if its header is not that of an image, or if the image is too large. A file that turns out
-    to be damaged when it is read is replaced by the next readable one, also with a warning.
+    to be damaged when it is read is replaced by the next readable one, also with a warning. Images above Pillow's limit against
+    decompression bombs, 179 megapixels, are named in a warning, because reading them takes much memory.
 
     Args:
         path: The folder.
         image_size: Height and width of the items, >= 1.
-        max_pixels: Images with more pixels are left out. Default: Pillow's limit, against decompression bombs. None: no limit.
+        max_pixels: Images with more pixels are left out. None: no limit.
 
     Returns:
         The source; it has one channel if all files are grayscale, else three.
@@ -58,7 +59,8 @@ def folder(path: str | os.PathLike[str], image_size: int, max_pixels: int | None
     files = [file for file, number in zip(candidates, channels, strict=True) if number]
     if not files:
         raise ValueError(f"folder: expected images ending in {', '.join(_ENDINGS)}, found none that can be read below {root}")
-    return ImageFiles(files, image_size, max(channels), _class_labels(root, files), max_pixels)
+    label, classes = _class_labels(root, files)
+    return ImageFiles(files, image_size, max(channels), label, max_pixels, classes)
 
 
 def check_image_size(source: str, image_size: int) -> None:
@@ -93,19 +95,34 @@ def _num_channels(file: pathlib.Path, max_pixels: int | None) -> int:
     """1 for grayscale, 3 for colour; 0, with a warning, for a file that cannot be read as an image."""
     try:
         with file.open("rb") as opened:
-            return num_channels(opened, str(file), max_pixels)
+            (width, height), channels = header(opened, str(file), max_pixels)
+    except TooLarge as error:
+        logger.warning("%s (left out; --data.max_pixels lets it in)", error)
+        return 0
     except OSError as error:
         logger.warning("%s (left out)", error)
         return 0
+    if is_large((width, height)):
+        memory = f"takes up to {16e-9 * width * height:.1f} GB to read; --data.max_pixels leaves it out"
+        logger.warning("%s has %s x %s pixels and %s", file, f"{width:,}", f"{height:,}", memory)
+    return channels
 
 
-def _class_labels(root: pathlib.Path, files: Sequence[pathlib.Path]) -> np.ndarray | None:
-    """int32 [N], the index of each file's folder, or None if the files are not in class folders."""
+def _class_labels(root: pathlib.Path, files: Sequence[pathlib.Path]) -> tuple[np.ndarray | None, list[str] | None]:
+    """int32 [N], the index of each file's folder, and the folders' names; None if the files are not in class folders."""
     folders = [file.relative_to(root).parent for file in files]
     classes = sorted({folder.as_posix() for folder in folders})
-    if len(classes) < 2 or any(len(folder.parts) != 1 for folder in folders):
-        return None
-    return np.searchsorted(classes, [folder.as_posix() for folder in folders]).astype(np.int32)
+    depths = [len(folder.parts) for folder in folders]
+    if max(depths) == 0:
+        return None, None
+    if min(depths) != 1 or max(depths) != 1:
+        odd = files[next(index for index, depth in enumerate(depths) if depth != 1)]
+        logger.warning("%s has no labels: expected every image one folder down, in that of its class, found %s", root, odd)
+    elif len(classes) < 2:
+        logger.warning("%s has no labels: expected a folder for each of two classes or more, found only %s", root, classes[0])
+    else:
+        return np.searchsorted(classes, [folder.as_posix() for folder in folders]).astype(np.int32), classes
+    return None, None
 
 
 class ImageFiles(Source):
@@ -117,6 +134,7 @@ class ImageFiles(Source):
         channels: 1 or 3.
         label: int32 [N], or None.
         max_pixels: Images with more pixels are treated as damaged; None for no limit.
+        classes: The names of the classes, by label, or None.
     """
 
     def __init__(
@@ -125,7 +143,8 @@ class ImageFiles(Source):
         image_size: int,
         channels: int,
         label: np.ndarray | None,
-        max_pixels: int | None = MAX_PIXELS,
+        max_pixels: int | None = MAX_PIXELS_OF_DATA,
+        classes: Sequence[str] | None = None,
     ):
         self._files = files
         self._image_size = image_size
@@ -133,6 +152,8 @@ class ImageFiles(Source):
         self._label = label
         self._max_pixels = max_pixels
         self.num_classes = None if label is None else int(label.max()) + 1
+        if classes is not None:
+            self.classes, self.num_classes = tuple(classes), len(classes)
         self._damaged: set[int] = set()
         self._lock = threading.Lock()
 

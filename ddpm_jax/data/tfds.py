@@ -14,12 +14,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.decoding import decode
+from ddpm_jax.data.decoding import MAX_PIXELS_OF_DATA, decode
 from ddpm_jax.data.files import check_image_size
 from ddpm_jax.data.sources import Source
 
 
-def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None = None, image_size: int | None = None) -> Source:
+def tfds(
+    name: str,
+    split: str = "train",
+    data_dir: str | PathLike[str] | None = None,
+    image_size: int | None = None,
+    max_pixels: int | None = MAX_PIXELS_OF_DATA,
+) -> Source:
     """A data set of TensorFlow Datasets, prepared in the ArrayRecord format; TensorFlow is not needed to read it.
 
     Args:
@@ -29,6 +35,7 @@ def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None =
         data_dir: The folder of prepared data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
         image_size: Height and width of the items, to which the central square is resized. None keeps the images' size, which
             must then be the same for all.
+        max_pixels: Images with more pixels are refused when they are read; None for no limit.
 
     Returns:
         The source, with the features `image` and, if it is a class label, `label`.
@@ -55,10 +62,12 @@ def tfds(name: str, split: str = "train", data_dir: str | PathLike[str] | None =
     except ValueError as error:
         names = ", ".join(builder.info.splits)
         raise ValueError(f"tfds: expected a split of {name}, such as {names}, received {split!r}") from error
-    label = features.get("label")
-    num_classes = label.num_classes if isinstance(label, tensorflow_datasets.features.ClassLabel) else None
+    label, num_classes, classes = features.get("label"), None, None
+    if isinstance(label, tensorflow_datasets.features.ClassLabel) and label.num_classes is not None:
+        num_classes, classes = label.num_classes, label.names
     Image.init()  # as in `files.folder`
-    return TfdsRecords(records, image_size, 1 if features["image"].shape[-1] == 1 else 3, num_classes, f"{name} {split}")
+    channels = 1 if features["image"].shape[-1] == 1 else 3
+    return TfdsRecords(records, image_size, channels, num_classes, f"{name} {split}", classes, max_pixels)
 
 
 def _newest_version(name: str, data_dir: str | PathLike[str] | None) -> PathLike[str]:
@@ -125,6 +134,8 @@ class TfdsRecords(Source):
         channels: 1 or 3.
         num_classes: The number of classes of the examples' `label`; None for items without labels.
         name: The name of the data set, for error messages.
+        classes: The names of the classes, by label, or None.
+        max_pixels: Images with more pixels are refused; None for no limit.
     """
 
     def __init__(
@@ -134,12 +145,15 @@ class TfdsRecords(Source):
         channels: int,
         num_classes: int | None,
         name: str = "tfds",
+        classes: Sequence[str] | None = None,
+        max_pixels: int | None = MAX_PIXELS_OF_DATA,
     ):
         self._records = records
         self._image_size = image_size
         self._channels = channels
         self._name = name
-        self.num_classes = num_classes
+        self._max_pixels = max_pixels
+        self.num_classes, self.classes = num_classes, None if classes is None else tuple(classes)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -147,7 +161,7 @@ class TfdsRecords(Source):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = self._records[index]
         name = f"{self._name}: record {index}"
-        item = {"image": decode(io.BytesIO(record["image"]), name, self._channels, self._image_size)}
+        item = {"image": decode(io.BytesIO(record["image"]), name, self._channels, self._image_size, self._max_pixels)}
         if self.num_classes is not None:
             item["label"] = np.asarray(record["label"], np.int32)
         return item

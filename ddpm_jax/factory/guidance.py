@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -18,8 +20,37 @@ from ddpm_jax.factory.network import bind
 from ddpm_jax.schedules import HasLevels
 
 
+def with_label_indices(config: Config, classes: Sequence[str] | None) -> Config:
+    """The config with the labels to sample as indices instead of names.
+
+    Args:
+        config: The run's, with its `sample`.
+        classes: The names of the classes, by label; None if they have none.
+
+    Raises:
+        UsageError: a label that is neither the name of a class nor an integer.
+    """
+    labels = config.sample.label
+    if labels is None or config.network.num_classes is None:
+        return config
+    indices = tuple(_label_index(label, classes) for label in labels)
+    return dataclasses.replace(config, sample=dataclasses.replace(config.sample, label=indices))
+
+
+def _label_index(label: str | int, classes: Sequence[str] | None) -> int:
+    if classes is not None and str(label) in classes:
+        return classes.index(str(label))
+    try:
+        return int(label)
+    except ValueError:
+        expected = "indices, because the classes have no names" if classes is None else f"one of {', '.join(classes)}"
+        near = difflib.get_close_matches(str(label), () if classes is None else classes, n=1)
+        perhaps = f", perhaps {near[0]}" if near else ""
+        raise UsageError(f"--sample.label: expected {expected}, received {label}{perhaps}") from None
+
+
 def make_labels(sample: Sample, network: Network) -> Callable[[jax.Array], jax.Array | None]:
-    """Maps sample indices to labels: the classes asked for, in turn.
+    """Maps sample indices to labels: the classes asked for, in turn, by index; see `with_label_indices` for names.
 
     Returns:
         ids [B] -> labels [B], or None if the network is unconditional.
@@ -31,7 +62,8 @@ def make_labels(sample: Sample, network: Network) -> Callable[[jax.Array], jax.A
         if sample.label is not None:
             raise UsageError(f"--sample.label: expected none for an unconditional model, received {sample.label}")
         return lambda ids: None
-    chosen = tuple(range(network.num_classes)) if sample.label is None else sample.label
+    labels = range(network.num_classes) if sample.label is None else sample.label
+    chosen = tuple(_label_index(label, None) for label in labels)
     if not chosen or not all(0 <= label < network.num_classes for label in chosen):
         raise UsageError(f"--sample.label: expected classes in 0..{network.num_classes - 1}, received {chosen}")
     return lambda ids: jnp.asarray(chosen, jnp.int32)[ids % len(chosen)]

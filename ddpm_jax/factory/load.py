@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ddpm_jax import networks
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.config.cli import UsageError, as_usage_error, take_option
+from ddpm_jax.config.paths import local
 from ddpm_jax.devices import sharding
 from ddpm_jax.factory.diffusion import make_schedule
 from ddpm_jax.factory.network import make_network
@@ -36,6 +37,7 @@ class LoadedRun(NamedTuple):
         params: The parameters, on every device of the mesh.
         mesh: All devices.
         average: Which EMA they are, or the raw parameters.
+        classes: The names of the classes it was trained on, by label; None if they have none.
     """
 
     config: Config
@@ -46,6 +48,7 @@ class LoadedRun(NamedTuple):
     params: Any
     mesh: Mesh
     average: str
+    classes: tuple[str, ...] | None = None
 
 
 class SavedRun(NamedTuple):
@@ -55,11 +58,21 @@ class SavedRun(NamedTuple):
         config: The config that it was saved with.
         step: Number of steps trained.
         image_shape: (H, W, C).
+        classes: The names of the classes it was trained on, by label; None if they have none.
     """
 
     config: Config
     step: int
     image_shape: tuple[int, int, int]
+    classes: tuple[str, ...] | None = None
+
+
+class CheckpointError(ValueError):
+    """The checkpoint asked for is missing or damaged."""
+
+
+class AverageError(ValueError):
+    """The EMA asked for is not in the checkpoint, or cannot be reconstructed."""
 
 
 def find(workdir: str | os.PathLike[str], checkpoint: int | str | None = None) -> SavedRun:
@@ -70,17 +83,26 @@ def find(workdir: str | os.PathLike[str], checkpoint: int | str | None = None) -
         checkpoint: Its step, or "best" for that with the smallest mean training loss; the newest by default.
 
     Raises:
-        ValueError: there is no such checkpoint, or it cannot be read.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        ValueError: the workdir has no checkpoints, or they cannot be read.
     """
     folder = pathlib.Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise ValueError(f"expected a folder that train.py has saved checkpoints in, received {workdir}")
     with Checkpoints(folder) as checkpoints:
-        step = checkpoints.latest if checkpoint is None else checkpoints.find(checkpoint)
+        step = checkpoints.latest if checkpoint is None else _asked_for(checkpoints, checkpoint)
         if step is None:
             raise ValueError(f"expected a checkpoint in {folder}, there is none yet")
         run = checkpoints.metadata(step)
-    return SavedRun(from_dict(run["config"]), step, tuple(run["image_shape"]))
+    classes = run.get("classes")
+    return SavedRun(from_dict(run["config"]), step, tuple(run["image_shape"]), None if classes is None else tuple(classes))
+
+
+def _asked_for(checkpoints: Checkpoints, checkpoint: int | str) -> int:
+    try:
+        return checkpoints.find(checkpoint)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def find_named(argv: Sequence[str], workdir: str) -> SavedRun | None:
@@ -99,11 +121,12 @@ def find_named(argv: Sequence[str], workdir: str) -> SavedRun | None:
     chosen, checkpoint = take_option(argv, "--workdir")[0], take_option(argv, "--checkpoint")[0]
     try:
         with as_usage_error("--workdir"):
-            newest = find(workdir if chosen is None else chosen)
+            workdir = workdir if chosen is None else local(chosen)
+            newest = find(workdir)
         if checkpoint in (None, "None"):
             return newest
         with as_usage_error("--checkpoint"):
-            return find(workdir if chosen is None else chosen, int(checkpoint) if checkpoint.isdecimal() else checkpoint)
+            return find(workdir, int(checkpoint) if checkpoint.isdecimal() else checkpoint)
     except UsageError:
         if {"-h", "--help"} & set(argv):
             return None
@@ -119,9 +142,11 @@ def load(workdir: str | os.PathLike[str], average: str | None = None, checkpoint
             number: the EMA of that width, reconstructed from snapshots.
 
     Raises:
-        ValueError: there is no such checkpoint, it cannot be read, or it has no such average.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        AverageError: there is no such average.
+        ValueError: the workdir has no checkpoints, or they cannot be read.
     """
-    config, step, image_shape = find(workdir, checkpoint)
+    config, step, image_shape, classes = find(workdir, checkpoint)
     network = make_network(config, image_shape)
     mesh = sharding.make_mesh()
     init = functools.partial(init_params, jax.random.key(0), network, image_shape)
@@ -133,8 +158,35 @@ def load(workdir: str | os.PathLike[str], average: str | None = None, checkpoint
             params, average = checkpoints.load(step, {part: abstract})[part], part
         else:
             widths = {power_name(width): width for width in config.ema.power}
-            params, average = snapshots.reconstruct(checkpoints, step, workdir, widths, width, abstract)
-    return LoadedRun(config, step, image_shape, network, make_schedule(config.diffusion), params, mesh, average)
+            try:
+                params, average = snapshots.reconstruct(checkpoints, step, workdir, widths, width, abstract)
+            except ValueError as error:
+                raise AverageError(str(error)) from error
+    return LoadedRun(config, step, image_shape, network, make_schedule(config.diffusion), params, mesh, average, classes)
+
+
+def load_named(
+    workdir: str,
+    average: str | None,
+    checkpoint: int | str | None,
+    options: tuple[str, str, str] = ("--workdir", "--ema", "--checkpoint"),
+) -> LoadedRun:
+    """Loads the checkpoint that a command line names.
+
+    Args:
+        workdir, average, checkpoint: As for `load`.
+        options: The options that gave them, for error messages.
+
+    Raises:
+        UsageError: an error of `load`, with the option that it is due to.
+    """
+    with as_usage_error(options[0]):
+        try:
+            return load(workdir, average, checkpoint)
+        except AverageError as error:
+            raise UsageError(f"{options[1]}: {error}") from error
+        except CheckpointError as error:
+            raise UsageError(f"{options[2]}: {error}") from error
 
 
 def _number(text: str | None) -> float | None:
@@ -145,9 +197,9 @@ def _number(text: str | None) -> float | None:
 
 
 def part_of(average: str | None, names: Sequence[str]) -> str:
-    """The part of a checkpoint that holds an EMA, one of the run's names. Raises ValueError if there is none."""
+    """The part of a checkpoint that holds an EMA, one of the run's names. Raises AverageError if there is none."""
     if average == "raw":
         return "params"
     if average is not None and average not in names:
-        raise ValueError(f"ema: expected {', '.join(names)}, raw or a width, received {average}")
+        raise AverageError(f"ema: expected {', '.join(names)}, raw or a width, received {average}")
     return f"ema_{names[0] if average is None else average}"

@@ -82,13 +82,20 @@ def claim(config: Config) -> Iterator[pathlib.Path]:
         yield workdir
 
 
-def checkpoint_metadata(config: Config, image_shape: Sequence[int]) -> dict[str, Any]:
-    """The JSON stored beside a checkpoint: the config, the images' shape and the version."""
-    return {"config": dataclasses.asdict(config), "image_shape": list(image_shape), "version": __version__}
+def checkpoint_metadata(
+    config: Config, image_shape: Sequence[int], classes: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The JSON stored beside a checkpoint: the config, the images' shape, the names of the classes, and the version."""
+    names = None if classes is None else list(classes)
+    return {"config": dataclasses.asdict(config), "image_shape": list(image_shape), "classes": names, "version": __version__}
 
 
 def restore(
-    checkpoints: Checkpoints, config: Config, image_shape: Sequence[int], parts: dict[str, Any]
+    checkpoints: Checkpoints,
+    config: Config,
+    image_shape: Sequence[int],
+    parts: dict[str, Any],
+    classes: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Loads the newest intact checkpoint of a run.
 
@@ -97,12 +104,13 @@ def restore(
         config: The config to resume with.
         image_shape: (H, W, C) of the data.
         parts: The shapes, dtypes and shardings of each part.
+        classes: The names of the classes of the data, by label, or None.
 
     Returns:
         The parts (None before the first checkpoint; only the parameters if they were imported) and the JSON beside them.
 
     Raises:
-        UsageError: the checkpoint is of another config or of other images, or cannot be read.
+        UsageError: the checkpoint is of another config, or of other images or classes, or cannot be read.
     """
     with as_usage_error("--workdir"):
         latest = distributed.from_first_process(lambda: -1 if checkpoints.latest is None else checkpoints.latest)
@@ -113,6 +121,10 @@ def restore(
         check_changes(from_dict(metadata["config"]), config)
         if metadata["image_shape"] != list(image_shape):
             raise UsageError(f"--data: expected images of {metadata['image_shape']}, as before, received {tuple(image_shape)}")
+        known = metadata.get("classes")  # None in older checkpoints
+        if config.network.num_classes is not None and known is not None and known != (classes and list(classes)):
+            received = f"the classes {', '.join(classes)}" if classes else "classes without names"
+            raise UsageError(f"--data: expected the classes {', '.join(known)}, as before, received {received}")
         if metadata.get("version", __version__) != __version__:
             print(f"changed since the last start: ddpm_jax {metadata['version']} -> {__version__}")
         if metadata["config"]["data"]["source"] is None:  # imported weights have no optimizer state yet

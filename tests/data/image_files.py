@@ -27,3 +27,11 @@ def truncate(file):
 def flat(level, mode="L", size=(8, 8)):
     """An image of one colour, by Pillow."""
     return Image.new(mode, size, level)
+
+
+def damaged(whole, rng):
+    """A copy with a few bytes changed, or cut short, or both."""
+    content = bytearray(whole)
+    for place in rng.integers(len(content), size=rng.integers(0, 4)):
+        content[place] = rng.integers(256)
+    return bytes(content[: rng.integers(len(content))] if rng.random() < 0.3 else content)

@@ -13,6 +13,7 @@ class Counted(sources.Source):
     """Ten items, and how often each was read."""
 
     num_classes = 10
+    classes = tuple("0123456789")
 
     def __init__(self):
         self.reads = np.zeros(10, int)
@@ -35,6 +36,7 @@ def test_images_are_decoded_once_if_all_of_them_fit(max_bytes, reads):
         np.testing.assert_array_equal(taken["image"], (20 * numbers)[:, None, None, None] * np.ones((4, 4, 3)))
         assert taken["image"].dtype == np.uint8
     assert once[5]["label"] == 5
+    assert (once.num_classes, once.classes) == (10, source.classes)
     assert source.reads[9] == reads
     assert source.reads[2] == 0
 

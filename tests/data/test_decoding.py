@@ -7,10 +7,11 @@ import re
 import struct
 import tempfile
 import warnings
+import zlib
 
 import numpy as np
 import pytest
-from image_files import flat, gradient, save
+from image_files import damaged, flat, gradient, save
 from PIL import Image, ImageOps
 
 from ddpm_jax.data import decoding, files, images, tfds
@@ -211,9 +212,15 @@ def test_a_missing_file_is_named(tmp_path):
         images.load(tmp_path / "missing.png", (8, 8, 1))
 
 
-def test_channels_are_known_from_the_header():
+def test_size_and_channels_are_known_from_the_header():
     for image, expected in ((flat(1, "1"), 1), (flat((1, 2), "LA"), 1), (flat((1, 2, 3), "RGB"), 3), (flat(0, "P"), 3)):
-        assert decoding.num_channels(io.BytesIO(encoded(image, "PNG")), "a") == expected
+        assert decoding.header(io.BytesIO(encoded(image.resize((8, 6)), "PNG")), "a") == ((8, 6), expected)
+
+
+def test_every_level_of_16_bits_is_rounded_to_8():
+    level = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = decoding.decode(io.BytesIO(encoded(Image.fromarray(level), "PNG")), "a", 1)
+    np.testing.assert_array_equal(pixels[..., 0], np.round(level / 257))
 
 
 def encoded(image, ending, **options):
@@ -222,16 +229,19 @@ def encoded(image, ending, **options):
     return file.getvalue()
 
 
-def damaged(whole, rng):
-    """A copy with a few bytes changed, or cut short, or both."""
-    content = bytearray(whole)
-    for place in rng.integers(len(content), size=rng.integers(0, 4)):
-        content[place] = rng.integers(256)
-    return bytes(content[: rng.integers(len(content))] if rng.random() < 0.3 else content)
+def with_header(png, rng):
+    """A copy of a PNG whose header claims another size, depth or colour type, with a correct checksum."""
+    sizes = [int(rng.choice([0, 1, 7, 8, 9, 300, 2**16, 2**31 - 1, 2**32 - 1])) for _ in range(2)]
+    other = struct.pack(">II", *sizes) + rng.integers(0, [17, 8, 2, 2, 3], dtype=np.uint8).tobytes()
+    header = b"".join(bytes([part]) for part in (other if rng.random() < 0.5 else png[16:24] + other[8:]))
+    return png[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + png[33:]
 
 
 def read_damaged(num, seed):
-    """Reads `num` damaged images; returns how many could be decoded. Raises for any outcome but an array or a named OSError."""
+    """Reads `num` damaged images by all readers; returns how many could be decoded.
+
+    Raises for any outcome but an array, an error that names the image, or its absence, with a warning that names it.
+    """
     rng = np.random.default_rng(seed)
     exif = exif_with(ROTATED, (0x11A, 5, 1, struct.pack("<I", 8)), (0x128, 3, 1, struct.pack("<I", 2)))
     noise = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
@@ -241,22 +251,57 @@ def read_damaged(num, seed):
         encoded(noise, "JPEG", progressive=True), encoded(noise.convert("CMYK"), "JPEG"), encoded(noise, "WEBP", exif=exif),
         encoded(noise.convert("RGBA"), "WEBP", lossless=True),
     ]  # fmt: skip
-    num_decoded = 0
+    num_decoded, said = 0, Lines()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        file = pathlib.Path(folder) / "image.png"
+        files.logger.addHandler(said)
+        file, good = pathlib.Path(folder) / "a.png", pathlib.Path(folder) / "b.png"
+        save(good, flat(77))
         for number in range(num):
-            file.write_bytes(damaged(wholes[number % len(wholes)], rng))
-            try:
-                with file.open("rb") as opened:
-                    pixels = decoding.decode(opened, str(file), 1 + 2 * (number % 2), 8 if number % 3 else None)
-            except OSError as error:
-                if not str(error).startswith(f"{file}: ") or "\n" in str(error):
-                    raise
-            else:
-                assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 1 + 2 * (number % 2)
-                num_decoded += 1
+            whole = wholes[number % len(wholes)]
+            whole = with_header(whole, rng) if whole[1:4] == b"PNG" and rng.random() < 0.3 else damaged(whole, rng)
+            file.write_bytes(whole)
+            num_decoded += check_outcomes(file, 1 + 2 * (number % 2), said)
+        files.logger.removeHandler(said)
     return num_decoded
+
+
+class Lines(logging.Handler):
+    """Keeps the warnings of a logger as lines."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+def check_outcomes(file, channels, said):
+    """Reads a damaged image, which lies beside a good one, by all readers; returns whether it could be decoded."""
+    outcomes = []
+    for name, read in {
+        str(file): lambda: images.load(file, (8, 8, channels)),
+        "tfds: record 0": lambda: tfds.TfdsRecords([{"image": file.read_bytes()}], 8, channels, None)[0]["image"],
+    }.items():
+        try:
+            pixels = read()
+            assert pixels.shape == (8, 8, channels) and pixels.dtype == np.uint8
+            outcomes.append(True)
+        except (OSError, ValueError) as error:
+            is_size = type(error) is ValueError and "as the model generates" in str(error) and str(file) in str(error)
+            if "\n" in str(error) or not (str(error).startswith(f"{name}: ") or is_size):
+                raise
+            outcomes.append(is_size)
+    said.lines.clear()
+    source = files.folder(file.parent, 8)
+    pixels = source[0]["image"]
+    assert pixels.shape in ((8, 8, 1), (8, 8, 3)) and pixels.dtype == np.uint8
+    assert [line for line in said.lines if "\n" in line or str(file) not in line] == []
+    outcomes.append(not said.lines)
+    assert len(said.lines) <= 1 and (said.lines or len(source) == 2)
+    assert len(set(outcomes)) == 1, (outcomes, said.lines)
+    return outcomes[0]
 
 
 def test_damaged_files_become_arrays_or_errors_that_name_them():

@@ -4,6 +4,7 @@ import concurrent.futures
 import logging
 import pathlib
 import re
+import time
 import warnings
 
 import numpy as np
@@ -44,15 +45,26 @@ def test_folder_labels_class_folders_by_their_sorted_names(tmp_path):
     labels = [source[index]["label"] for index in range(4)]  # ant/c, cat/a, dog/a, dog/b
     assert [int(label) for label in labels] == [0, 1, 2, 2]
     assert all(label.dtype == np.int32 and label.shape == () for label in labels)
+    assert (source.classes, source.num_classes) == (("ant", "cat", "dog"), 3)
 
 
 @pytest.mark.parametrize(
-    "names", [["a.png", "b.png"], ["one/a.png", "one/b.png"], ["x/a.png", "y/a.png", "b.png"], ["x/a.png", "y/z/a.png"]]
+    "names, why",
+    [
+        (["a.png", "b.png"], None),
+        (["one/a.png", "one/b.png"], "expected a folder for each of two classes or more, found only one"),
+        (["x/a.png", "y/a.png", "b.png"], "expected every image one folder down, in that of its class, found {}/b.png"),
+        (["x/a.png", "y/z/a.png"], "expected every image one folder down, in that of its class, found {}/y/z/a.png"),
+        (["x/y/a.png", "x/z/a.png"], "expected every image one folder down, in that of its class, found {}/x/y/a.png"),
+    ],
 )
-def test_folder_has_no_labels_without_class_folders(tmp_path, names):
+def test_folder_says_why_there_are_no_labels_without_class_folders(tmp_path, names, why, caplog):
     for name in names:
         save(tmp_path / name, flat(0))
-    assert files.folder(tmp_path, 4)[0].keys() == {"image"}
+    with caplog.at_level(logging.WARNING):
+        source = files.folder(tmp_path, 4)
+    assert source[0].keys() == {"image"} and source.num_classes is None and source.classes is None
+    assert caplog.messages == ([] if why is None else [f"{tmp_path} has no labels: {why.format(tmp_path)}"])
 
 
 def test_folder_names_and_leaves_out_files_that_are_not_images(tmp_path, caplog):
@@ -156,11 +168,12 @@ def test_folder_names_a_folder_that_cannot_be_listed(tmp_path, caplog, monkeypat
     monkeypatch.setattr(pathlib.Path, "iterdir", iterdir)
     with caplog.at_level(logging.WARNING):
         assert len(files.folder(tmp_path, 8)) == 1
-    assert len(caplog.messages) == 1 and f"{tmp_path / 'bad'} is left out" in caplog.messages[0]
+    assert sum("left out" in said for said in caplog.messages) == 1 and f"{tmp_path / 'bad'} is left out" in caplog.messages[0]
 
 
 def test_folder_leaves_out_large_images_unless_they_are_admitted(tmp_path, caplog, monkeypatch):
     """As if Pillow took 2,000 pixels for a decompression bomb: its own limit is a variable of the process."""
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 2000)
     save(tmp_path / "large.png", flat(200, size=(50, 41)))
     save(tmp_path / "large.jpg", flat(200, size=(41, 50)))
     save(tmp_path / "large.webp", flat((200, 200, 200), "RGB", size=(41, 50)))
@@ -168,19 +181,53 @@ def test_folder_leaves_out_large_images_unless_they_are_admitted(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         assert len(files.folder(tmp_path, 8, max_pixels=2049)) == 1
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-        assert len(files.folder(tmp_path, 8)) == 1
+        assert len(files.folder(tmp_path, 8, max_pixels=2000)) == 1
     ours, pillows = sorted(caplog.messages[:3]), sorted(caplog.messages[3:])
     message = f"{tmp_path / 'large.png'}: max_pixels: expected an image of at most 2,049 pixels, received 50 x 41 "
     assert [said.startswith(message) for said in ours] == [False, True, False]
     message = f"{tmp_path / 'large.png'}: max_pixels: Image size (2050 pixels) exceeds limit of 2000 pixels"
     assert [said.startswith(message) for said in pillows] == [False, True, False]
-    for max_pixels in (decoding.MAX_PIXELS + 1, None):
-        source = files.folder(tmp_path, 8, max_pixels)
+    assert all(said.endswith("(left out; --data.max_pixels lets it in)") for said in caplog.messages)
+    for options in ({}, {"max_pixels": 2050}, {"max_pixels": None}):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            source = files.folder(tmp_path, 8, **options)
+        large = sorted(caplog.messages)[1]
+        assert (
+            large.startswith(f"{tmp_path / 'large.png'} has 50 x 41 pixels and takes up to 0.0 GB")
+            and len(caplog.messages) == 3
+        )
         assert [int(source[index]["image"][4, 4, 0]) for index in range(4)] == [200, 200, 200, 100]
         assert Image.MAX_IMAGE_PIXELS == 1000
     with pytest.raises(ValueError, match="expected max_pixels of at least 1 or None, received 0"):
         files.folder(tmp_path, 8, 0)
 
 
-def test_the_limit_by_default_is_pillows():
+def test_large_images_are_decoded_one_at_a_time_and_jpeg_at_a_fraction_of_its_size(tmp_path, monkeypatch):
+    """As if 2,000 pixels were large; each of eight threads reads three images."""
+    for ending in ("png", "jpg", "webp"):
+        save(tmp_path / f"large.{ending}", np.full((64, 96), 100, np.uint8))
+    whole = [files.folder(tmp_path, 8)[index]["image"] for index in range(3)]
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 2000)
+    upright, decoded, now, most = decoding._upright, [], [0], [0]
+
+    def counted(image):
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        time.sleep(0.001)
+        image = upright(image)
+        decoded.append((image.format, image.size))
+        now[0] -= 1
+        return image
+
+    monkeypatch.setattr(decoding, "_upright", counted)
+    source = files.folder(tmp_path, 8)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        items = list(pool.map(source.__getitem__, [0, 1, 2] * 8))
+    assert most == [1] and set(decoded) == {("JPEG", (24, 16)), ("PNG", (96, 64)), ("WEBP", (96, 64))}
+    for item, expected in zip(items, whole * 8, strict=True):
+        np.testing.assert_allclose(item["image"].astype(int), expected, atol=1)
+
+
+def test_pillows_limit_is_as_it_says():
     assert decoding.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS

@@ -29,6 +29,7 @@ def prepared(tmp_path):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_tfds_gives_back_images_and_labels(split):
     source = tfds.tfds("cifar10", split, FIXTURE)
+    assert (source.classes, source.num_classes) == (tuple("0123456789"), 10)
     expected = make_tfds.examples(split)
     assert len(source) == len(expected)
     for index, (image, label) in enumerate(expected):
@@ -36,6 +37,12 @@ def test_tfds_gives_back_images_and_labels(split):
         assert item.keys() == {"image", "label"} and item["image"].dtype == np.uint8
         np.testing.assert_array_equal(item["image"], image)
         assert item["label"] == label and item["label"].dtype == np.int32 and item["label"].shape == ()
+
+
+def test_tfds_has_the_names_of_the_classes(prepared):
+    names = [f"class {number}" for number in range(10)]
+    (prepared / "cifar10" / "3.0.2" / "label.labels.txt").write_text("\n".join(names) + "\n")
+    assert tfds.tfds("cifar10", "test", prepared).classes == tuple(names)
 
 
 def test_tfds_reads_parts_of_splits():

@@ -9,6 +9,7 @@ import pytest
 from ddpm_jax import config, factory, samplers
 from ddpm_jax.config import Config, Diffusion, Loss, Network, Optimizer, Sample, kinds
 from ddpm_jax.config.cli import UsageError
+from ddpm_jax.data import sources
 from ddpm_jax.denoiser import make_denoise
 
 SCHEDULE = factory.make_schedule(Diffusion())
@@ -134,10 +135,33 @@ def test_labels_are_drawn_in_turn_and_guidance_goes_from_none_to_the_class():
     np.testing.assert_allclose(x0(labels, 2.0), [-0.3, -0.1, 0.1, 0.3], atol=1e-6)
 
 
+def test_labels_are_names_or_indices():
+    conditional = Config(workdir="", network=Network(num_classes=3))
+
+    def indices(*label, classes):
+        made = dataclasses.replace(conditional, sample=Sample(label=label))
+        return factory.with_label_indices(made, classes).sample.label
+
+    assert indices("dogs", "0", 2, "cats", classes=("cats", "dogs", "geese")) == (1, 0, 2, 0)
+    assert indices("3", 5, "1", classes=("01", "3", "5")) == (1, 2, 1), "names come first"
+    assert indices("2", 0, classes=None) == (2, 0)
+    with pytest.raises(UsageError, match=r"^--sample.label: expected one of cats, dogs, geese, received dog, perhaps dogs$"):
+        indices("dog", classes=("cats", "dogs", "geese"))
+    with pytest.raises(UsageError, match=r"^--sample.label: expected one of cats, dogs, received 3\.5$"):
+        indices("3.5", classes=("cats", "dogs"))
+    with pytest.raises(
+        UsageError, match=r"^--sample.label: expected indices, because the classes have no names, received cat$"
+    ):
+        indices("cat", classes=None)
+    np.testing.assert_array_equal(factory.make_labels(Sample(label=("2", 0)), conditional.network)(jnp.arange(3)), [2, 0, 2])
+
+
 @pytest.mark.parametrize(
     "sample, classes, said",
     [
         (Sample(label=(3,)), 3, r"--sample.label: expected classes in 0..2, received \(3,\)"),
+        (Sample(label=("3",)), 3, r"--sample.label: expected classes in 0..2, received \(3,\)"),
+        (Sample(label=("cats",)), 3, "--sample.label: expected indices"),
         (Sample(label=()), 3, "--sample.label: expected classes in 0..2"),
         (Sample(label=(0,)), None, "--sample.label: expected none"),
         (Sample(guidance=2.0), None, "--sample.guidance: expected 1"),
@@ -249,6 +273,20 @@ def test_options_of_a_sampler_reach_it():
     raw = Diffusion(variance="learned_raw")
     with pytest.raises(UsageError, match=r"--sample.churn: expected a grid and a sampler of integer timesteps"):
         factory.make_sampler(Sample(sampler="heun", churn=1.0), raw, SCHEDULE)
+
+
+def test_classes_are_described_by_their_names():
+    image = np.zeros((20, 2, 2, 1), np.uint8)
+    animals = sources.Arrays(image, np.arange(20) % 3, ["cats", "dogs", "geese"])
+    assert factory.describe_classes(Network(num_classes=3), animals) == "3 classes: cats, dogs, geese"
+    unused = "; not used unless --network.num_classes {} is given"
+    assert factory.describe_classes(Network(), animals) == "3 classes: cats, dogs, geese" + unused.format(3)
+    many = sources.Arrays(image, np.arange(20), [f"n{number}" for number in range(20)])
+    shortened = "20 classes: n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, ..., n19"
+    assert factory.describe_classes(Network(num_classes=20), many) == shortened
+    nameless = sources.Arrays(image, np.arange(20) % 3)
+    assert factory.describe_classes(Network(), nameless) == "3 classes" + unused.format(3)
+    assert factory.describe_classes(Network(), sources.Arrays(image)) is None
 
 
 def test_classes_that_the_data_do_not_have_are_refused():

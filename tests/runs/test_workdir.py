@@ -2,11 +2,13 @@ import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ddpm_jax.runs import workdir
 from ddpm_jax.config.cli import UsageError
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, Network
+from ddpm_jax.runs.checkpoints import Checkpoints
 
 BASE = Config(workdir="runs/base")
 
@@ -38,6 +40,26 @@ def test_a_workdir_is_locked_while_its_run_is_alive_and_released_when_it_is_kill
         other.kill()
     with workdir.claim(mine):
         pass
+
+
+def test_a_conditional_run_resumes_with_classes_of_the_same_names(tmp_path):
+    conditional = dataclasses.replace(BASE, network=Network(num_classes=2))
+    parts, shape = {"params": np.ones(2, np.float32)}, (8, 8, 1)
+
+    def resume(config, classes, saved):
+        with Checkpoints(tmp_path / f"{config.network.num_classes} {saved}", keep=1) as checkpoints:
+            checkpoints.save(1, parts, workdir.checkpoint_metadata(config, shape, saved))
+            checkpoints.wait()
+            return workdir.restore(checkpoints, config, shape, parts, classes)[1]
+
+    names = ("cats", "dogs")
+    assert resume(conditional, names, names)["classes"] == ["cats", "dogs"]
+    resume(conditional, names, None)  # as in older checkpoints
+    resume(BASE, ("cats", "cows"), names)  # an unconditional model doesn't use them
+    with pytest.raises(UsageError, match="^--data: expected the classes cats, dogs, as before, received the classes cats, cows$"):
+        resume(conditional, ("cats", "cows"), names)
+    with pytest.raises(UsageError, match="^--data: expected the classes cats, dogs, as before, received classes without names$"):
+        resume(conditional, None, names)
 
 
 def test_a_workdir_that_is_a_file_or_holds_a_broken_config_is_refused(tmp_path):
