@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import tyro
-from tqdm import tqdm
+from ddpm_jax.runs.failures import cause
 
 from ddpm_jax import factory, schedules
 from ddpm_jax.config import Data, Diffusion, Digits, Folder, Npz, Tfds, Unknown, check_seed
@@ -20,10 +20,12 @@ from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script, t
 from ddpm_jax.config.paths import LocalPath
 from ddpm_jax.data.sources import Source
 from ddpm_jax.devices import compiler
+from ddpm_jax.devices.files import atomic_write
 from ddpm_jax.evaluation import likelihood, plots
 from ddpm_jax.factory import LoadedRun
 from ddpm_jax.likelihood import rate_distortion
-from ddpm_jax.runs.resumable import resumable
+from ddpm_jax.runs import progress
+from ddpm_jax.runs.resumable import fingerprint, resumable, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,10 @@ class Options:
     """The metric and the images to measure. Options of the data default to those of the run, with the split test."""
 
     workdir: LocalPath = "runs/digits"
-    """Folder of the trained model; results go to its folder evaluation."""
+    """Folder of the trained model."""
+    out: LocalPath | None = None
+    """Folder for the results, their plot and settings; the folder evaluation of the workdir by default. It holds results of one
+    setting per metric; others are refused."""
     metric: Literal["bpd", "rate_distortion", "ode_nll"] = "bpd"
     """bpd: the variational bound in bits/dim. rate_distortion: its curve. ode_nll: bits/dim by the probability-flow ODE."""
     checkpoint: int | Literal["best"] | None = None
@@ -61,8 +66,10 @@ def main(argv: Sequence[str]) -> None:
 
     # The model and the images.
     compiler.divide_cores(options.batch_size)
-    model = factory.load_named(options.workdir, options.ema, options.checkpoint)
-    source = factory.make_source(options.data)
+    with progress.doing("loading the model"):
+        model = factory.load_named(options.workdir, options.ema, options.checkpoint)
+    with progress.doing("reading the data"):
+        source = factory.make_source(options.data)
     with as_usage_error("--path"):
         if source[0]["image"].shape != model.image_shape:
             raise ValueError(f"expected images of {model.image_shape}, as in training, received {source[0]['image'].shape}")
@@ -71,16 +78,19 @@ def main(argv: Sequence[str]) -> None:
     num = len(source) if options.num is None else min(options.num, len(source))
 
     # Batch after batch, from where it was.
-    name, measure, settings = measurement(options, model, source, num)
-    settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(options.data), "num": num} | settings
-    folder, found = pathlib.Path(options.workdir) / "evaluation", []
-    with as_usage_error("--workdir"):
-        folder.mkdir(exist_ok=True)
-    with tqdm(total=num, unit="image", disable=None) as bar:
+    folder, found = pathlib.Path(options.workdir) / "evaluation" if options.out is None else pathlib.Path(options.out), []
+    with progress.Progress(num, "image", "measuring") as shown:
+        name, measure, settings = measurement(options, model, source, num, shown)
+        settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(options.data), "num": num} | settings
+        settings["weights"] = fingerprint(model.params)[:16]
+        with as_usage_error("--out"):
+            folder.mkdir(parents=True, exist_ok=True)
+            known = stored(folder / f"{name}.jsonl", settings)
+        shown.begin(min(len(known) * options.batch_size, num))
         batches = range(-(-num // options.batch_size))
-        for results in resumable(folder / f"{name}.jsonl", settings, batches, measure):
+        for batch, results in zip(batches, resumable(folder / f"{name}.jsonl", settings, batches, measure), strict=True):
             found.append(results)
-            bar.update(len(results["bits_per_dimension"]))
+            shown.advance(0 if batch in known else len(results["bits_per_dimension"]))
     bits = np.concatenate([results["bits_per_dimension"] for results in found])
     means = {name: sum(results[name] for results in found) / num for name in found[0] if name != "bits_per_dimension"}
     report(options.metric, folder, settings, bits, means)
@@ -118,7 +128,7 @@ def check(options: Options) -> None:
 
 
 def measurement(
-    options: Options, model: LoadedRun, source: Source, num: int
+    options: Options, model: LoadedRun, source: Source, num: int, shown: progress.Progress
 ) -> tuple[str, Callable[[int], dict[str, np.ndarray]], dict[str, Any]]:
     """The measurement of a batch.
 
@@ -132,7 +142,7 @@ def measurement(
         return factory.bind(model.config, model.network, model.schedule, model.params, not is_ode, labels)
 
     def in_batches(per_image: likelihood.PerImage) -> Callable[[int], dict[str, np.ndarray]]:
-        return likelihood.in_batches(per_image, source, model.mesh, options.batch_size, num, tqdm.write)
+        return likelihood.in_batches(per_image, source, model.mesh, options.batch_size, num, shown.say, shown.doing)
 
     settings: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
     if is_ode:
@@ -172,11 +182,14 @@ def report(metric: str, folder: pathlib.Path, settings: dict[str, Any], bits: An
         case _:
             result["bits_per_dimension"] = bits.tolist()
             draw = plots.histogram
-    (folder / f"{metric}.json").write_text(json.dumps(result, indent=1) + "\n")
+    with as_usage_error("--out"):
+        atomic_write(folder / f"{metric}.json", lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode()))
     try:
         plots.save(folder / f"{metric}.png", lambda figure: draw(figure, result))
     except ImportError:
         print('no plot: it needs matplotlib, pip install -e ".[plot]"')
+    except OSError as error:
+        print(f"no plot: {cause(error)}")
     print(f"written to {folder / metric}.json")
 
 

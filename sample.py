@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib
 import math
 import pathlib
@@ -16,7 +15,6 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from ddpm_jax import factory, samplers, schedules
 from ddpm_jax.config import Config, Sample, check_seed, sampling
@@ -26,6 +24,8 @@ from ddpm_jax.data import images
 from ddpm_jax.devices import compiler, sharding
 from ddpm_jax.factory import LoadedRun
 from ddpm_jax.pipelines.image import ImageEdit
+from ddpm_jax.runs import progress
+from ddpm_jax.runs.resumable import fingerprint
 from ddpm_jax.runs.sample_folder import SampleFolder
 from ddpm_jax.training import memory
 
@@ -104,13 +104,17 @@ def main(argv: Sequence[str]) -> None:
     settings = settings_of(options, config, model, weaker) | {"weights": fingerprint((params, edit, gamma))}
     with as_usage_error("--out"):
         folder = SampleFolder(out, settings, indices, batch_size, options.png, about)
-    generate = compiler.compiled(generate, "the sampler", tqdm.write)
-    for batch in tqdm(folder.missing, unit="batch", disable=None):
-        ids = sharding.put_ids(model.mesh, folder.numbers(batch))
-        image = jax.device_get(generate(jax.random.key(sample.seed), params, ids))
-        with as_usage_error("--out"):
-            folder.add(batch, image)
-    with as_usage_error("--out"):
+    missing = folder.missing
+    with progress.Progress(len(missing), "batch", "sampling", images=batch_size) as shown:
+        generate = compiler.compiled(generate, "the sampler", shown.say, shown.doing)
+        shown.begin()
+        for batch in missing:
+            ids = sharding.put_ids(model.mesh, folder.numbers(batch))
+            image = jax.device_get(generate(jax.random.key(sample.seed), params, ids))
+            with as_usage_error("--out"):
+                folder.add(batch, image)
+            shown.advance()
+    with progress.doing("writing the samples"), as_usage_error("--out"):
         folder.finish()
     files = f"{out / 'grid.png'}, {out / 'samples.npz'}"
     print(f"{sample.num} images from step {model.step} of {options.workdir}, {model.average}: {files}")
@@ -151,7 +155,8 @@ def check(options: Options) -> None:
 
 def load_models(options: Options) -> tuple[LoadedRun, LoadedRun | None]:
     """The model, and the weaker one of autoguidance if there is one."""
-    model = factory.load_named(options.workdir, options.ema, options.checkpoint)
+    with progress.doing("loading the model"):
+        model = factory.load_named(options.workdir, options.ema, options.checkpoint)
     if options.weaker is None:
         return model, None
     names = ("--weaker", "--weaker_ema", "--weaker_checkpoint")
@@ -199,7 +204,8 @@ def estimate_gamma(sample: sampling.AnalyticDpm, model: LoadedRun, batch_size: i
     """
     with as_usage_error("--sampler"):
         schedule = schedules.require_discrete(model.schedule, "analytic_dpm")
-    source = factory.make_source(model.config.data)
+    with progress.doing("reading the data"):
+        source = factory.make_source(model.config.data)
     num = min(sample.gamma_images, len(source))
 
     @jax.jit
@@ -208,11 +214,14 @@ def estimate_gamma(sample: sampling.AnalyticDpm, model: LoadedRun, batch_size: i
         return samplers.mean_squared_eps(key, schedule, denoise, images.to_float(image))
 
     total = np.zeros(schedule.num_steps)
-    for first in tqdm(range(0, num, batch_size), "E|eps|^2", unit="batch", disable=None):
-        batch = source.take(np.arange(first, min(first + batch_size, num)))
-        label = batch.get("label", np.full(len(batch["image"]), -1, np.int32))
-        key = jax.random.fold_in(jax.random.key(sample.seed), first)
-        total += len(label) * np.asarray(estimate(key, model.params, batch["image"], label), np.float64)
+    with progress.Progress(num, "image", "estimating E|eps|^2") as shown:
+        shown.begin()
+        for first in range(0, num, batch_size):
+            batch = source.take(np.arange(first, min(first + batch_size, num)))
+            label = batch.get("label", np.full(len(batch["image"]), -1, np.int32))
+            key = jax.random.fold_in(jax.random.key(sample.seed), first)
+            total += len(label) * np.asarray(estimate(key, model.params, batch["image"], label), np.float64)
+            shown.advance(len(label))
     return total / num
 
 
@@ -225,14 +234,6 @@ def settings_of(options: Options, config: Config, model: LoadedRun, weaker: Load
         settings |= {"weaker_checkpoint": weaker.step, "weaker_ema": weaker.average}
     settings |= {name: getattr(options, name) for name in ("strength", "resamplings", "jump_length")}
     return settings | {part: dataclasses.asdict(getattr(config, part)) for part in ("network", "diffusion")}
-
-
-def fingerprint(tree: Any) -> str:
-    """A hash of all arrays and numbers in a tree."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Trains a diffusion model: `python train.py --config configs/digits.py`. The same command again resumes it."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import shlex
@@ -19,8 +20,9 @@ from ddpm_jax.data import images, pipeline
 from ddpm_jax.data.sources import Source
 from ddpm_jax.devices import distributed, sharding
 from ddpm_jax.devices.preemption import Preemption
-from ddpm_jax.runs import metric_writers
+from ddpm_jax.runs import metric_writers, progress
 from ddpm_jax.runs.checkpoints import Checkpoints
+from ddpm_jax.runs.failures import Failures, cause
 from ddpm_jax.runs.workdir import checkpoint_metadata, claim, restore, write_config
 from ddpm_jax.training import loop, memory
 from ddpm_jax.training.metrics import MetricLog
@@ -40,9 +42,10 @@ def main(argv: Sequence[str]) -> None:
     is_first = join(config)  # whether this process writes and prints for all
 
     # The data, the objective, and the step.
-    source = factory.make_source(config.data)
-    with as_usage_error("--data"):
-        image_shape = source[0]["image"].shape
+    with progress.doing("reading the data"):
+        source = factory.make_source(config.data)
+        with as_usage_error("--data"):
+            image_shape = source[0]["image"].shape
     factory.check_labels(config.network, source)
     mesh, key = sharding.make_mesh(), jax.random.key(config.train.seed)
     objective = factory.make_objective(factory.with_label_indices(config, source.classes), image_shape)
@@ -57,32 +60,31 @@ def main(argv: Sequence[str]) -> None:
     batches = read_batches(config, source, mesh)
     init = functools.partial(init_state, key, objective, optimizer, averages)
     shapes, layout = place(config, init, mesh)
-    if config.train.tensorboard:
-        with as_usage_error("--train.tensorboard"):
-            metric_writers.require_tensorboard()
+    check_extras(config)
 
     with contextlib.ExitStack() as stack:
         # The state: from the last checkpoint, from imported weights, or new.
         workdir = stack.enter_context(claim(config)) if is_first else pathlib.Path(config.workdir)
         distributed.barrier("claim")
-        terminal = stack.enter_context(contextlib.closing(metric_writers.Terminal(config.train.num_steps)))
+        terminal = stack.enter_context(metric_writers.Terminal(config.train.num_steps, config.train.batch_size))
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.best, terminal.say)
         )
-        parts, saved = restore(checkpoints, config, image_shape, sharding.placed(shapes, layout).parts(), source.classes)
-        if parts is None:
-            state = sharding.create(init, layout)
-        elif parts.keys() == {"params"}:
-            begun = functools.partial(state_from_params, optimizer=optimizer, averages=averages, history=objective.memory)
-            state = sharding.create(begun, layout, parts["params"])
-        else:
-            state = TrainState.from_parts(parts)
+        with terminal.doing("preparing the state", after=10.0):
+            parts, saved = restore(checkpoints, config, image_shape, sharding.placed(shapes, layout).parts(), source.classes)
+            if parts is None:
+                state = sharding.create(init, layout)
+            elif parts.keys() == {"params"}:
+                begun = functools.partial(state_from_params, optimizer=optimizer, averages=averages, history=objective.memory)
+                state = sharding.create(begun, layout, parts["params"])
+            else:
+                state = TrainState.from_parts(parts)
 
         # Metrics, checkpoints, snapshots and samples.
         log = open_log(config, workdir if is_first else None, terminal, int(state.step), saved.get("sums"), stack)
         saver = Saver(checkpoints, log, checkpoint_metadata(config, image_shape, source.classes), config.checkpoint.every)
-        powers = [factory.power_name(width) for width in config.ema.power]
-        snapshots = stack.enter_context(Snapshots(workdir, powers, config.ema.snapshot_every, config.ema.snapshots))
+        ema, powers = config.ema, [factory.power_name(width) for width in config.ema.power]
+        snapshots = stack.enter_context(Snapshots(workdir, powers, ema.snapshot_every, ema.snapshots, terminal.say))
         draw = sample_drawer(config, objective, mesh, workdir if is_first else None, terminal)
         if classes := factory.describe_classes(config.network, source):
             terminal.say(classes)
@@ -95,6 +97,16 @@ def main(argv: Sequence[str]) -> None:
         )  # fmt: skip
         more = f"python sample.py --workdir {shlex.quote(str(workdir))}"
         terminal.say(f"samples are in {workdir / 'samples'}; for more: {more}")
+
+
+def check_extras(config: Config) -> None:
+    """Raises UsageError if an optional package is missing."""
+    if config.train.tensorboard:
+        with as_usage_error("--train.tensorboard"):
+            metric_writers.require("tensorboardX", "tensorboard")
+    if config.train.wandb is not None:
+        with as_usage_error("--train.wandb"):
+            metric_writers.require("wandb", "wandb")
 
 
 def join(config: Config) -> bool:
@@ -144,16 +156,17 @@ def open_log(
     outputs = []
     if workdir is not None:
         with as_usage_error("--workdir"):
-            outputs = metric_writers.make_writers(workdir, step, config.train.tensorboard)
+            outputs = metric_writers.make_writers(
+                workdir, step, config.train.tensorboard, config.train.wandb, dataclasses.asdict(config)
+            )
             write_config(workdir, config)
     for output in outputs:
         stack.enter_context(contextlib.closing(output))
-    terminal.begin(step)
     return MetricLog(terminal, outputs, config.train.log_every, config.train.num_steps, config.train.batch_size, sums)
 
 
 def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal: metric_writers.Terminal) -> int:
-    """Prints the model, data and devices; returns the steps per dispatch."""
+    """Prints the model, data and devices, and begins to show progress; returns the steps per dispatch."""
     steps_per_call = config.train.steps_per_call
     if steps_per_call is None:
         steps_per_call = loop.default_steps_per_call(intervals(config).values())
@@ -162,10 +175,7 @@ def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal:
         f"{config.workdir}: {num_params(state.params):,} parameters, {data}, {mesh.size} x {jax.devices()[0].device_kind}, "
         f"from step {step} to {num_steps}{f', {steps_per_call} steps per dispatch' if steps_per_call > 1 else ''}"
     )
-    if step >= num_steps:
-        terminal.say(f"nothing to do: step {step} is reached; to train on, give --train.num_steps above it")
-    for line in factory.notes(config) if step < num_steps else ():
-        terminal.say(f"note: {line}")
+    terminal.begin(int(state.step))
     return steps_per_call
 
 
@@ -173,6 +183,7 @@ def sample_drawer(
     config: Config, objective: Objective, mesh: Mesh, workdir: pathlib.Path | None, terminal: metric_writers.Terminal
 ) -> Callable[[int, Any], None]:
     """The hook that generates a grid of samples; all processes compute it, and the one that has a workdir writes it."""
+    failures = Failures(terminal.say)
 
     def draw(step: int, params: Any) -> None:
         image = sharding.replicate(mesh, objective.preview(params, jax.random.key(config.sample.seed), objective.frozen))
@@ -181,7 +192,9 @@ def sample_drawer(
         try:
             images.save_grid(workdir / "samples" / f"{step}.png", jax.device_get(image))
         except OSError as error:  # no room is no reason to end the run
-            terminal.say(f"CANNOT DRAW step {step}: {error}")
+            failures.failed(f"CANNOT DRAW step {step}: {cause(error)}")
+        else:
+            failures.succeeded(f"samples are drawn again, from step {step} on")
 
     return draw
 

@@ -27,7 +27,7 @@ LAYERS = [
     {"factory"},
     {"interop"},
 ]
-SCRIPTS = {PACKAGE / "interop" / "__main__.py"}
+SCRIPTS = {PACKAGE / "interop" / "__main__.py", PACKAGE / "runs" / "__main__.py"}
 """Run by `python -m`; nothing imports them."""
 ALIASES = {PACKAGE / f"{name}.py" for name in ("continuous", "timesteps", "weightings", "ema", "images")}
 """Old names of modules that have moved, for one version."""

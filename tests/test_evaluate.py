@@ -118,13 +118,27 @@ def test_the_rate_distortion_curve_is_read_from_the_same_terms(workdir, measured
     assert before <= (workdir / "evaluation" / "bound.jsonl").stat().st_mtime_ns
 
 
-def test_the_ode_estimates_what_it_computes(workdir):
+def test_results_of_other_settings_are_refused_and_kept(workdir, measured):
+    before = {path.name: path.read_bytes() for path in (workdir / "evaluation").iterdir()}
+    result = run("evaluate.py", "--workdir", workdir, *BPD, "--num", 20)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"evaluate.py: error: --out: expected the settings of the results in {workdir}/evaluation/bound.jsonl, "
+        "received num: 21 -> 20; another folder keeps both\n"
+    )
+    assert {path.name: path.read_bytes() for path in (workdir / "evaluation").iterdir()} == before
+
+
+def test_the_ode_estimates_what_it_computes(workdir, tmp_path):
     """Two images: Hutchinson's estimate and the exact divergence of the same, barely trained network."""
     found = {}
     for name, extra in {"estimate": [], "exact": ["--exact", "True"]}.items():
-        result = run("evaluate.py", "--workdir", workdir, "--metric", "ode_nll", "--num", 2, "--ode-steps", 5, *extra)
+        out = tmp_path / name / "results"
+        args = ["--metric", "ode_nll", "--num", 2, "--ode-steps", 5, "--out", out, *extra]
+        result = run("evaluate.py", "--workdir", workdir, *args)
         assert result.returncode == 0, result.stderr
-        found[name] = read(workdir, "ode_nll")["bits_per_dimension"]
+        assert sorted(path.name for path in out.iterdir()) == ["ode_nll.json", "ode_nll.jsonl", "ode_nll.png"]
+        found[name] = json.loads((out / "ode_nll.json").read_text())["bits_per_dimension"]
     assert len(found["exact"]) == 2
     np.testing.assert_allclose(found["estimate"], found["exact"], rtol=0.2)
     assert found["estimate"] != found["exact"]

@@ -9,8 +9,8 @@ from ddpm_jax.config.schema import Config
 
 MAY_CHANGE = (
     "workdir", "data.path", "data.data_dir", "optimizer.", "train.num_steps", "train.accumulate", "train.steps_per_call",
-    "train.log_every", "train.sample_every", "train.remat", "train.tensorboard", "sample.", "checkpoint.", "devices.",
-    "ema.decay", "ema.half_life", "ema.warmup", "ema.snapshot",
+    "train.log_every", "train.sample_every", "train.remat", "train.tensorboard", "train.wandb", "sample.", "checkpoint.",
+    "devices.", "ema.decay", "ema.half_life", "ema.warmup", "ema.snapshot",
 )  # fmt: skip
 """Fields whose values may change when a run is resumed; the others decide its results. A new EMA starts at the parameters,
 except `ema.power`, whose profile covers the whole run: its widths may only become fewer."""

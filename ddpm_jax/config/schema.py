@@ -107,7 +107,9 @@ class Train:
     remat: bool = False
     """Gradient checkpointing: recompute block activations in the backward pass; less memory, more time."""
     tensorboard: bool = False
-    """Also write TensorBoard events; needs pip install "ddpm_jax[tensorboard]"."""
+    """Also write TensorBoard events; needs pip install -e ".[tensorboard]"."""
+    wandb: str | None = None
+    """Also log to this project of Weights & Biases; needs pip install -e ".[wandb]". WANDB_MODE=offline logs to the workdir."""
 
 
 @dataclasses.dataclass(frozen=True)

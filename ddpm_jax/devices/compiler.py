@@ -39,20 +39,27 @@ def divide_cores(batch_size: int) -> None:
             jax.config.update("jax_num_cpu_devices", max(n for n in range(1, most + 1) if batch_size % n == 0))
 
 
-def compiled(jitted: Any, name: str, say: Callable[[str], None]) -> Callable[..., Any]:
+def compiled(
+    jitted: Any,
+    name: str,
+    say: Callable[[str], None],
+    doing: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Callable[..., Any]:
     """A function that compiles at its first call and prints the compile time; later calls need arguments of the same shapes.
 
     Args:
         jitted: A function from `jax.jit`.
         name: Its name in that line.
         say: Prints the line.
+        doing: Called with "compiling <name>"; the compilation runs within the context, as with `Progress.doing`.
     """
     programs: list[jax.stages.Compiled] = []
 
     def run(*arguments: Any) -> Any:
         if not programs:
             began = time.perf_counter()
-            programs.append(jitted.lower(*arguments).compile())
+            with doing(f"compiling {name}"):
+                programs.append(jitted.lower(*arguments).compile())
             say(f"compiled {name} in {time.perf_counter() - began:.1f} s")
         return programs[0](*arguments)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -60,7 +62,13 @@ def ode_nll(
 
 
 def in_batches(
-    per_image: PerImage, source: Source, mesh: Mesh, batch_size: int, num: int, say: Callable[[str], None] = lambda line: None
+    per_image: PerImage,
+    source: Source,
+    mesh: Mesh,
+    batch_size: int,
+    num: int,
+    say: Callable[[str], None] = lambda line: None,
+    doing: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Callable[[int], dict]:
     """Makes a function that evaluates batch number n of the first num images of a source.
 
@@ -71,12 +79,14 @@ def in_batches(
         batch_size: Images per batch; the last may have fewer.
         num: Number of images.
         say: Prints the compile time.
+        doing: Announces the compilation, which runs within its context.
 
     Returns:
         n -> the results of its images, each [up to batch_size, ...]. Batches are padded to one shape that the devices divide,
         and the results of the padding are dropped.
     """
-    compiled = compiler.compiled(jax.jit(per_image, compiler_options=compiler.compiler_options()), "the measurement", say)
+    jitted = jax.jit(per_image, compiler_options=compiler.compiler_options())
+    compiled = compiler.compiled(jitted, "the measurement", say, doing)
     padded = math.ceil(batch_size / mesh.size) * mesh.size
 
     def measure(batch: int) -> dict[str, np.ndarray]:

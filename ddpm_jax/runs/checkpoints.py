@@ -22,15 +22,13 @@ from typing import Any, Self
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from ddpm_jax.runs.failures import Failures, cause, quiet_orbax
 from ddpm_jax.runs.state_copies import make_copy
 
 Tree = Any
 
 SUMS = "SHA256SUMS"
 METADATA = "metadata.json"
-
-NOISY = ("absl", "asyncio")
-"""Loggers on which Orbax reports every file it writes, and the reads still pending after a failed one."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +44,11 @@ class Checkpoints:
         keep: Number of latest checkpoints to keep, or a function from all steps to those to keep. The others are deleted,
             as is anything unfinished that a killed run left behind. None: read only, which is safe beside a live run.
         best: Number of checkpoints with the smallest loss to keep in addition.
-        report: Called with one line per skipped checkpoint and per failed save.
+        report: Called with one line per skipped checkpoint, and for failed saves at most once per minute.
 
     Attributes:
         failed: Whether the last completed save failed.
+        retry: When a failed save is tried again, for its line, such as "trying again every 5 steps".
     """
 
     def __init__(
@@ -59,9 +58,9 @@ class Checkpoints:
         best: int = 0,
         report: Callable[[str], None] = logger.warning,
     ):
-        for name in NOISY:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        self.failed = False
+        quiet_orbax()
+        self.failed, self.retry = False, ""
+        self._failures = Failures(report)
         self._folder = pathlib.Path(folder).absolute()
         self._keep, self._best, self._report = keep, best, report
         self._damaged: dict[int, str] = {}
@@ -153,7 +152,7 @@ class Checkpoints:
             loss: Ranks the checkpoint for `best`.
         """
         self.wait()
-        if step in self.steps:
+        if step not in self._damaged and (self._folder / str(step)).is_dir():
             return
         begun = None
         if jax.process_count() > 1:  # all processes begin together, in the same order as their other collectives
@@ -186,8 +185,10 @@ class Checkpoints:
             return
         self.failed = False
         self._intact.add(step)
+        self._failures.succeeded(f"saving works again: step {step} is saved")
         if jax.process_index() == 0 and self._keep is not None:
-            self._remove_old(self._keep)
+            with contextlib.suppress(OSError):  # the next save tries again
+                self._remove_old(self._keep)
 
     def wait(self) -> None:
         """Waits for a pending save."""
@@ -198,11 +199,11 @@ class Checkpoints:
     def fail(self, step: int, error: Exception) -> None:
         """Reports that a step cannot be saved, and deletes its partial files."""
         self.failed = True
+        kept = ""
         with contextlib.suppress(OSError):
             self._remove_unfinished()
-        last = max(self.steps, default=None)
-        kept = "there is no earlier checkpoint" if last is None else f"step {last} is kept"
-        self._report(f"CANNOT SAVE step {step}: {_one_line(error)}; {kept}")
+            kept = f"; step {max(self.steps)} is kept" if self.steps else "; there is no earlier checkpoint"
+        self._failures.failed(f"CANNOT SAVE step {step}: {cause(error)}{kept}{'; ' if self.retry else ''}{self.retry}")
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The JSON stored beside a checkpoint.
@@ -272,7 +273,7 @@ class Checkpoints:
             return float("inf")
 
     def _cannot_read(self, step: int, error: Exception) -> ValueError:
-        return ValueError(f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {_one_line(error)}")
+        return ValueError(f"expected a checkpoint in {self._folder / str(step)}, cannot read it: {cause(error)}")
 
 
 def _begin(folder: pathlib.Path, parts: dict[str, Tree]) -> Any:
@@ -284,11 +285,6 @@ def _begin(folder: pathlib.Path, parts: dict[str, Tree]) -> Any:
         parts = jax.device_get(parts)  # on CPU the same memory; Orbax writes numpy arrays in half the time
     with _begin_lock, context:
         return ocp.save_checkpointables_async(folder, parts, overwrite=True)
-
-
-def _one_line(error: Exception) -> str:
-    words = " ".join((str(error) if str(error) else repr(error)).split())
-    return words if len(words) < 200 else f"{words[:200]}..."
 
 
 def _files(folder: pathlib.Path) -> list[str]:

@@ -1,19 +1,17 @@
-"""Metric outputs: metrics.jsonl, TensorBoard, and the terminal."""
+"""Metric outputs: metrics.jsonl, TensorBoard, Weights & Biases, and the terminal."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
-from tqdm import tqdm
-
+from ddpm_jax.config.cli import UsageError
 from ddpm_jax.devices.files import atomic_write
+from ddpm_jax.runs.progress import Progress
 
 
 class Writer(Protocol):
@@ -73,10 +71,10 @@ class Jsonl:
         self._file.close()
 
 
-def require_tensorboard() -> None:
-    """Raises ImportError, with the command to install it, if tensorboardX is missing."""
-    if importlib.util.find_spec("tensorboardX") is None:
-        raise ImportError('expected tensorboardX to be installed: pip install -e ".[tensorboard]"')
+def require(module: str, extra: str) -> None:
+    """Raises ImportError, with the command that installs the extra, if a module is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f'expected {module} to be installed: pip install -e ".[{extra}]"')
 
 
 class TensorBoard:
@@ -106,57 +104,84 @@ class TensorBoard:
         self._writer.close()
 
 
-def make_writers(workdir: pathlib.Path, step: int, tensorboard: bool) -> list[Writer]:
-    """The writers of a workdir: metrics.jsonl and, optionally, tensorboard/.
+class WandB:
+    """A run of Weights & Biases; needs the extra `wandb`. A resumed run continues the same one.
+
+    Args:
+        workdir: The folder of the run; its file `wandb-id` holds the id of the W&B run, and its folder `wandb` W&B's files.
+        project: The W&B project of a new run.
+        config: Shown beside the run.
+
+    Raises:
+        UsageError: W&B cannot start the run, for example without a login.
+    """
+
+    def __init__(self, workdir: pathlib.Path, project: str, config: dict[str, Any] | None = None):
+        import wandb
+
+        file = workdir / "wandb-id"
+        known = file.read_text().strip() if file.exists() else None
+        try:
+            self._run = wandb.init(project=project, id=known, resume="allow", dir=str(workdir), config=config)
+        except Exception as error:  # W&B has its own types
+            raise UsageError(f"--train.wandb: {' '.join(str(error).split())}") from error
+        if known is None:
+            atomic_write(file, lambda opened: opened.write(f"{self._run.id}\n".encode()))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs the metrics; W&B ignores those of steps that it has already. Raises OSError if W&B fails."""
+        try:
+            self._run.log(dict(metrics), step=step)
+        except Exception as error:  # W&B has its own types
+            raise OSError(f"W&B: {error}") from error
+
+    def flush(self) -> None:
+        """Does nothing: W&B uploads in the background."""
+
+    def close(self) -> None:
+        """Finishes the upload."""
+        self._run.finish()
+
+
+def make_writers(
+    workdir: pathlib.Path, step: int, tensorboard: bool, wandb: str | None = None, config: dict[str, Any] | None = None
+) -> list[Writer]:
+    """The writers of a workdir: metrics.jsonl and, optionally, tensorboard/ and Weights & Biases.
 
     Args:
         workdir: The folder of the run.
         step: The restored step, 0 for a new run.
         tensorboard: Whether to write TensorBoard events as well.
+        wandb: The Weights & Biases project to log to as well, or None.
+        config: The config of the run, for Weights & Biases.
 
     Raises:
-        ImportError: tensorboardX is not installed.
+        ImportError: tensorboardX or wandb is not installed.
         ValueError: a line of metrics.jsonl is not an object with a step.
+        UsageError: Weights & Biases cannot start.
     """
-    events: list[Writer] = [TensorBoard(workdir / "tensorboard", step)] if tensorboard else []
-    return [Jsonl(workdir / "metrics.jsonl", step), *events]
+    writers: list[Writer] = [Jsonl(workdir / "metrics.jsonl", step)]
+    if tensorboard:
+        writers.append(TensorBoard(workdir / "tensorboard", step))
+    if wandb is not None:
+        writers.append(WandB(workdir, wandb, config))
+    return writers
 
 
-class Terminal:
-    """A progress bar if the output is a terminal, else plain lines.
+class Terminal(Progress):
+    """The progress of a training run, with its loss.
 
     Args:
         num_steps: The last step of the run.
+        batch_size: Images per step; 0: no images/s.
     """
 
-    def __init__(self, num_steps: int):
+    def __init__(self, num_steps: int, batch_size: int = 0):
+        super().__init__(num_steps, "step", images=batch_size)
         self._num_steps = num_steps
-        self._bar: tqdm | None = None
-
-    def begin(self, step: int) -> None:
-        """Opens the bar at the first step."""
-        if sys.stdout.isatty() and sys.stderr.isatty():
-            self._bar = tqdm(initial=step, total=self._num_steps, unit="step", dynamic_ncols=True)
-
-    def say(self, line: str) -> None:
-        """Prints a line, above the bar if there is one; output errors are ignored, so that they do not end a run."""
-        with contextlib.suppress(OSError):
-            tqdm.write(line) if self._bar is not None else print(line, flush=True)
-
-    def advance(self) -> None:
-        """Advances the bar by one step."""
-        if self._bar is not None:
-            self._bar.update()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows loss and speed."""
-        shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "images_per_second") if name in metrics}
-        if self._bar is not None:
-            self._bar.set_postfix(shown)
-        else:
-            self.say(f"step {step}/{self._num_steps}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
-
-    def close(self) -> None:
-        """Closes the bar, which stays on the screen."""
-        if self._bar is not None:
-            self._bar.close()
+        """Takes a row of metrics, whose loss the next lines show; the last row is printed at once."""
+        self.advance(0, **{name: f"{metrics[name]:.4g}" for name in ("loss",) if name in metrics})
+        if step == self._num_steps:
+            self.show()

@@ -82,9 +82,7 @@ def claim(config: Config) -> Iterator[pathlib.Path]:
         yield workdir
 
 
-def checkpoint_metadata(
-    config: Config, image_shape: Sequence[int], classes: Sequence[str] | None = None
-) -> dict[str, Any]:
+def checkpoint_metadata(config: Config, image_shape: Sequence[int], classes: Sequence[str] | None = None) -> dict[str, Any]:
     """The JSON stored beside a checkpoint: the config, the images' shape, the names of the classes, and the version."""
     names = None if classes is None else list(classes)
     return {"config": dataclasses.asdict(config), "image_shape": list(image_shape), "classes": names, "version": __version__}

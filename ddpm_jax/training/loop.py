@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import signal
@@ -79,7 +80,7 @@ def train(
     if step >= num_steps:
         return state
     feed = _Feed(batches, mesh, step, num_steps, steps_per_call)
-    compiled = compile_step(multi_step(train_step), state, feed.put(), frozen, mesh, log.terminal.say)
+    compiled = compile_step(multi_step(train_step), state, feed.put(), frozen, mesh, log.terminal.say, log.terminal.doing)
 
     log.start_clock()
     unlogged = None  # the dispatch whose metrics have not been read
@@ -106,14 +107,17 @@ def train(
         unlogged = None
         with log.paused_clock():
             if due:
-                _call(due, step, sharding.replicate(mesh, state.params if average is None else state.ema[average]))
-            if snapshots.is_due(step):
-                snapshots.save(step, state)
-            if ending or saver.is_due(step):
-                saver.save(step, state, is_last=ending)
+                with log.terminal.doing(f"generating samples at step {step}", after=2.0):
+                    _call(due, step, sharding.replicate(mesh, state.params if average is None else state.ema[average]))
+            with log.terminal.doing(f"saving step {step}", after=2.0):
+                if snapshots.is_due(step):
+                    snapshots.save(step, state)
+                if ending or saver.is_due(step):
+                    saver.save(step, state, is_last=ending)
         if ending:
             break
-    is_saved = saver.finish(step, state)
+    with log.terminal.doing(f"saving step {step}", after=2.0):
+        is_saved = saver.finish(step, state)
     _raise_if_incomplete(step, num_steps, feed.ended, preemption.number, is_saved)
     return state
 
@@ -202,6 +206,7 @@ def compile_step(
     frozen: Any,
     mesh: Mesh,
     say: Callable[[str], None] = lambda line: None,
+    doing: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> jax.stages.Compiled:
     """Compiles one or more training steps, with the state donated; all arguments keep their shardings.
 
@@ -211,12 +216,14 @@ def compile_step(
         batch, frozen: The other arguments, also arrays or shapes with shardings.
         mesh: The devices.
         say: Prints a line: the compile time, then memory and FLOPs of a step.
+        doing: Announces the compilation, which runs within its context.
     """
     began = time.perf_counter()
     placed = jax.tree.map(lambda a: a.sharding, (state, batch, frozen))
     jitted = jax.jit(train_step, donate_argnums=0, in_shardings=placed, out_shardings=(placed[0], sharding.replicated(mesh)))
-    lowered = jitted.lower(state, batch, frozen)
-    compiled = lowered.compile(compiler_options(gradient=True))
+    with doing("compiling the training step"):
+        lowered = jitted.lower(state, batch, frozen)
+        compiled = lowered.compile(compiler_options(gradient=True))
     say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
     say(memory.describe(state, lowered, compiled))
     distributed.barrier("compiled")

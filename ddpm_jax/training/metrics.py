@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax.runs.failures import Failures, cause
 from ddpm_jax.runs.metric_writers import Terminal, Writer
 
 MAX_SKIPPED = 20
@@ -46,6 +47,7 @@ class MetricLog:
         self._sums = {name: np.asarray(value, np.float64) for name, value in _by_name(sums or {}).items()}
         self._loss_since_save: list[float] = []
         self._num_since_line = 0
+        self._failures = Failures(terminal.say)
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -119,11 +121,16 @@ class MetricLog:
         self._sums = {}
         self.start_clock()
         self.terminal.write(step, metrics)
+        failures = []
         for writer in self._writers:
             try:
                 writer.write(step, metrics)
             except OSError as error:
-                self.terminal.say(f"CANNOT WRITE the metrics of step {step}, which will be written later: {error}")
+                failures.append(f"CANNOT WRITE the metrics of step {step}: {cause(error)}")
+        if failures:
+            self._failures.failed(f"{failures[0]}; metrics.jsonl receives all rows once it can be written")
+        else:
+            self._failures.succeeded(f"metrics are written again: those of step {step} and all before")
 
     def _means(self) -> dict[str, float]:
         return {name: float(total / count) for name, (total, count) in self._sums.items() if count}

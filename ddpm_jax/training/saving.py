@@ -46,6 +46,7 @@ class Saver:
             is_last: Whether there is no next step, so that no copy is needed.
         """
         self._tried = step
+        self._checkpoints.retry = self._retry(is_last)
         parts = state.parts() if is_last else self._checkpoints.copy(step, state.parts())
         if parts is None:
             return
@@ -58,6 +59,13 @@ class Saver:
                 return
         metadata = self._metadata | {"sums": self._log.sums()}
         self._checkpoints.save(step, parts, metadata, self._log.loss_since_save())
+
+    def _retry(self, is_last: bool) -> str:
+        """What follows if a save fails, for its report."""
+        if is_last:
+            return ""
+        every = max(self._every // 10, 1) if self._alone else self._every
+        return f"trying again {f'every {every} steps' if every > 1 else 'at every step'}"
 
     def finish(self, step: int, state: TrainState) -> bool:
         """Waits until the last state is saved, with retries.

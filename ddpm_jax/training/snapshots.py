@@ -6,9 +6,10 @@ They are stored as `snapshots/<step>`, written atomically; a resumed run reuses 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
@@ -19,6 +20,8 @@ from ddpm_jax.training.state import TrainState
 
 FOLDER = "snapshots"
 
+logger = logging.getLogger(__name__)
+
 
 class Snapshots:
     """The snapshots of one run; as a context manager, it waits for a pending one.
@@ -28,11 +31,21 @@ class Snapshots:
         names: The names of the averages; none for no snapshots.
         every: Steps between snapshots, at first.
         most: Maximum number to keep, selected by `ema.thin`.
+        report: Called with a line for failed saves, at most once per minute.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], names: Sequence[str], every: int, most: int):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        names: Sequence[str],
+        every: int,
+        most: int,
+        report: Callable[[str], None] = logger.warning,
+    ):
         self._names, self._thin = names, functools.partial(ema.thin, every=every, most=most)
-        self._checkpoints = Checkpoints(pathlib.Path(workdir) / FOLDER, self._thin)
+        self._checkpoints = Checkpoints(
+            pathlib.Path(workdir) / FOLDER, self._thin, report=lambda line: report(f"EMA snapshots: {line}")
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -237,7 +237,9 @@ def test_a_copy_that_runs_out_of_memory_is_reported(tmp_path):
     """At the first attempt and at a later one, when the error has another type."""
     code = """if True:
         import resource, sys, jax, jax.numpy as jnp
+        from ddpm_jax.runs import failures
         from ddpm_jax.runs.checkpoints import Checkpoints
+        failures.EVERY = 0.0
         state = {"w": jnp.zeros(2**28)}
         with Checkpoints(sys.argv[1], keep=1, report=print) as checkpoints:
             checkpoints.save(1, {"w": jnp.zeros(3)}, {})
@@ -252,11 +254,12 @@ def test_a_copy_that_runs_out_of_memory_is_reported(tmp_path):
             checkpoints.save(5, {"w": jnp.zeros(3)}, {})
     """
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
-    first, second, third, fourth, fifth = result.stdout.splitlines()
+    first, second, third, fourth, fifth, last = result.stdout.splitlines()
     assert first.startswith("CANNOT SAVE step 2: ")
     assert first.endswith("; step 1 is kept")
     assert fourth.startswith("CANNOT SAVE step 4: ")
     assert (second, third, fifth) == ("2 True True", "3 False True", "4 True True")
+    assert last == "saving works again: step 5 is saved"
     assert names(tmp_path) == ["5"]
 
 

@@ -1,7 +1,12 @@
+import inspect
 import json
+import sys
+import types
 
 import pytest
 
+from ddpm_jax.config import schema
+from ddpm_jax.config.cli import UsageError
 from ddpm_jax.runs import metric_writers
 
 
@@ -78,24 +83,91 @@ def test_tensorboard_writes_events(tmp_path):
 
 
 def test_plain_lines_without_a_terminal(capsys):
+    """Rows only change what the lines show; the last row is printed at once."""
     terminal = metric_writers.Terminal(200)
-    terminal.begin(0)
-    terminal.advance()
-    terminal.write(100, {"loss": 0.123456, "grad_norm": 1.0, "images_per_second": 321.06})
+    terminal.begin(99)
+    for step in (100, 200):
+        terminal.advance(1 if step == 100 else 100)
+        terminal.write(step, {"loss": 12.3456 / step, "grad_norm": 1.0, "images_per_second": 321.06})
     terminal.say("done")
     terminal.close()
-    assert capsys.readouterr().out == "step 100/200  loss 0.1235  images_per_second 321.1\ndone\n"
+    line, done = capsys.readouterr().out.splitlines()
+    assert line.startswith("step 200/200  loss 0.06173  ") and line.endswith(" elapsed")
+    assert done == "done"
 
 
 def test_a_bar_with_loss_and_speed_in_a_terminal(capsys, monkeypatch):
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
-    terminal = metric_writers.Terminal(200)
+    terminal = metric_writers.Terminal(200, batch_size=4)
     terminal.begin(100)
     terminal.advance()
     terminal.write(101, {"loss": 0.123456, "images_per_second": 321.06})
     terminal.close()
     shown = capsys.readouterr().err
     assert "101/200" in shown
-    assert "loss=0.1235" in shown
-    assert "images_per_second=321.1" in shown
+    assert "loss 0.1235" in shown
+    assert " images/s  0:00 elapsed, about 0:" in shown
+
+
+class StubRun:
+    """Stands in for a run of W&B."""
+
+    def __init__(self, **options):
+        self.options, self.id, self.logged, self.is_finished = options, options["id"] or "new", [], False
+
+    def log(self, metrics, step):
+        if "broken" in metrics:
+            raise RuntimeError("the connection\nis lost")
+        self.logged.append((step, metrics))
+
+    def finish(self):
+        self.is_finished = True
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch):
+    """The runs that a stub of the package wandb starts."""
+    runs = []
+    stub = types.ModuleType("wandb")
+    stub.init = lambda **options: runs.append(StubRun(**options)) or runs[-1]
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    return runs
+
+
+def test_a_resumed_run_continues_its_wandb_run(tmp_path, wandb_runs):
+    for step in (100, 200):
+        *_, writer = metric_writers.make_writers(tmp_path, step - 100, False, "digits", {"train": {"seed": 3}})
+        writer.write(step, {"loss": 0.5})
+        writer.flush()
+        writer.close()
+    first, second = wandb_runs
+    assert first.options == {
+        "project": "digits", "id": None, "resume": "allow", "dir": str(tmp_path), "config": {"train": {"seed": 3}}
+    }  # fmt: skip
+    assert second.options == first.options | {"id": "new"}
+    assert (first.logged, second.logged) == ([(100, {"loss": 0.5})], [(200, {"loss": 0.5})])
+    assert first.is_finished and second.is_finished
+
+
+def test_an_error_of_wandb_is_one_line_at_the_start_and_an_oserror_later(tmp_path, wandb_runs, monkeypatch):
+    writer = metric_writers.WandB(tmp_path, "digits")
+    with pytest.raises(OSError, match="W&B: the connection"):
+        writer.write(1, {"broken": 1.0})
+
+    def no_login(**options):
+        raise RuntimeError("api_key not configured (no-tty).\ncall wandb.login()")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", no_login)
+    with pytest.raises(UsageError, match=r"^--train\.wandb: api_key not configured \(no-tty\)\. call wandb\.login\(\)$"):
+        metric_writers.WandB(tmp_path, "digits")
+
+
+def test_the_line_that_installs_a_missing_package_is_that_of_the_help(monkeypatch):
+    monkeypatch.setattr(metric_writers.importlib.util, "find_spec", lambda name: None)
+    help_text = inspect.getsource(schema.Train)
+    for module, extra in (("tensorboardX", "tensorboard"), ("wandb", "wandb")):
+        with pytest.raises(ImportError) as raised:
+            metric_writers.require(module, extra)
+        _, command = str(raised.value).split(": ")
+        assert command == f'pip install -e ".[{extra}]"' and command in help_text

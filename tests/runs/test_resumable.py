@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -49,13 +47,24 @@ def test_an_incomplete_line_is_measured_again(tmp_path, cut):
     assert path.read_text().splitlines(keepends=True) == lines
 
 
-def test_other_settings_start_the_file_again(tmp_path):
+def test_results_of_other_settings_are_refused_and_kept(tmp_path):
     path = tmp_path / "bound.jsonl"
-    collect(path)
-    other = {"step": 4, "seed": 0}
-    collect(path, settings=other, parts=range(1))
-    settings, _ = map(json.loads, path.read_text().splitlines())
-    assert settings == other
+    collect(path, settings=SETTINGS | {"data": {"split": "test", "path": None}})
+    before = path.read_bytes()
+    for other, said in (
+        ({"step": 4, "seed": 0, "data": {"split": "train", "path": None}}, "step: 3 -> 4; data.split: test -> train;"),
+        (SETTINGS | {"data": {"split": "test", "path": None}, "num": 9}, "num: None -> 9;"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            collect(path, settings=other, measure=refuse)
+        assert path.read_bytes() == before
+
+
+def test_the_stored_parts_are_known_before_the_rest_is_measured(tmp_path):
+    path = tmp_path / "bound.jsonl"
+    assert resumable.stored(path, SETTINGS) == {}
+    collect(path, parts=range(3))
+    assert list(resumable.stored(path, SETTINGS)) == [0, 1, 2]
 
 
 def test_an_error_keeps_earlier_results(tmp_path):

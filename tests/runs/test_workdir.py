@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from ddpm_jax.runs import workdir
-from ddpm_jax.config.cli import UsageError
 from ddpm_jax.config import Config, Network
+from ddpm_jax.config.cli import UsageError
+from ddpm_jax.runs import workdir
 from ddpm_jax.runs.checkpoints import Checkpoints
 
 BASE = Config(workdir="runs/base")
@@ -56,9 +56,13 @@ def test_a_conditional_run_resumes_with_classes_of_the_same_names(tmp_path):
     assert resume(conditional, names, names)["classes"] == ["cats", "dogs"]
     resume(conditional, names, None)  # as in older checkpoints
     resume(BASE, ("cats", "cows"), names)  # an unconditional model doesn't use them
-    with pytest.raises(UsageError, match="^--data: expected the classes cats, dogs, as before, received the classes cats, cows$"):
+    with pytest.raises(
+        UsageError, match=r"^--data: expected the classes cats, dogs, as before, received the classes cats, cows$"
+    ):
         resume(conditional, ("cats", "cows"), names)
-    with pytest.raises(UsageError, match="^--data: expected the classes cats, dogs, as before, received classes without names$"):
+    with pytest.raises(
+        UsageError, match=r"^--data: expected the classes cats, dogs, as before, received classes without names$"
+    ):
         resume(conditional, None, names)
 
 

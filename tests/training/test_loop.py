@@ -1,3 +1,4 @@
+import contextlib
 import json
 import signal
 import time
@@ -25,6 +26,9 @@ class Recorder:
 
     def say(self, line):
         self.said.append(line)
+
+    def doing(self, what, after=0.0):
+        return contextlib.nullcontext()
 
     def advance(self):
         self.advanced += 1
@@ -354,3 +358,33 @@ def test_the_copy_of_the_average_is_freed_after_a_hook():
     held = []
     _, *_ = run(num_steps=9, draw=lambda step, params: held.append(weakref.ref(params)) if step < 9 else held.append(held[0]()))
     assert held[1] is None
+
+
+def test_metrics_that_cannot_be_written_are_reported_once_and_so_is_the_end_of_it():
+    """A thousand rows within a minute; the other writers receive each of them."""
+    recorder, other = Recorder(), Recorder()
+    broken = Recorder()
+
+    def write(step, metrics):
+        if step < 1000:
+            raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    broken.write = write
+    log = MetricLog(recorder, [broken, other], 1, 1000, 4)
+    now = {"loss": 2.0, "grad_norm": 1.0, "param_norm": 1.0, "learning_rate": 0.1, "skipped": 0, "skipped_in_a_row": 0}
+    for step in range(1, 1001):
+        log.add(step, now | {"is_finite": True, "objective": {}})
+    first, last = recorder.said
+    assert first.startswith("CANNOT WRITE the metrics of step 1: No space left on device: metrics.jsonl; ")
+    assert last.startswith("metrics are written again")
+    assert list(other.written) == list(range(1, 1001))
+
+
+def test_the_loop_says_what_it_does_besides_steps(monkeypatch):
+    jobs = []
+    monkeypatch.setattr(Recorder, "doing", lambda self, what, after=0.0: jobs.append((what, after)) or contextlib.nullcontext())
+    run(num_steps=5, save=2, draw_every=4)
+    assert jobs == [
+        ("compiling the training step", 0.0), ("saving step 2", 2.0), ("generating samples at step 4", 2.0),
+        ("saving step 4", 2.0), ("generating samples at step 5", 2.0), ("saving step 5", 2.0), ("saving step 5", 2.0),
+    ]  # fmt: skip
