@@ -6,8 +6,9 @@
 
     params = interop.weights.load("model-790000.ckpt", networks.UNet(), (32, 32, 3), interop.names.PYTORCH_DIFFUSION)
 
-Nothing here needs PyTorch or TensorFlow, and no file is trusted: only tensors are read from pickles, and no code in them is
-run. `python -m ddpm_jax.interop` converts between workdirs and folders of diffusers.
+Nothing here needs PyTorch or TensorFlow, and no file is trusted: only tensors are read from pickles, no code in them is run,
+and the sizes in a header are compared with the file before memory is allocated. `python -m ddpm_jax.interop` converts between
+workdirs and folders of diffusers.
 """
 
 from ddpm_jax.interop import diffusers, names, weights

@@ -11,11 +11,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
 from tyro.conf import Positional
 
 from ddpm_jax.config import Config, Diffusion, Sample, UNet, Unknown, kinds
@@ -25,6 +27,9 @@ from ddpm_jax.runs.workdir import checkpoint_metadata, claim, write_config
 if TYPE_CHECKING:
     from ddpm_jax import networks
     from ddpm_jax.interop.diffusers import Model
+
+SCHEDULES = ("linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid")
+"""The schedules of train.py in discrete time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +73,6 @@ def import_model(argv: Sequence[str]) -> None:
     """Creates a workdir: the config, and a checkpoint of step 0 with a new optimizer state."""
     given = parse(Import(), argv, str(__doc__))
     workdir = pathlib.Path(given.workdir)
-    if not pathlib.Path(given.folder).is_dir() or not given.folder:
-        raise UsageError(f"FOLDER: expected a folder of diffusers, received {given.folder or 'nothing'}")
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UsageError(f"--workdir: expected a new or empty folder, received {workdir}")
 
@@ -78,6 +81,10 @@ def import_model(argv: Sequence[str]) -> None:
     from ddpm_jax.runs.checkpoints import Checkpoints
     from ddpm_jax.training.state import num_params, state_from_params
 
+    try:
+        diffusers.check_folder(given.folder, "FOLDER")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     with as_usage_error("FOLDER"):
         model = diffusers.load(given.folder)
     config = config_of(model, given.workdir)
@@ -100,13 +107,7 @@ def config_of(model: Model, workdir: str) -> Config:
     Raises:
         UsageError: a workdir cannot represent the model; the message names diffusers' field.
     """
-    from ddpm_jax.interop import ddpm_scheduler
-
-    network, betas = model.network, ddpm_scheduler.describe(model.schedule)
-    known = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-    if betas["trained_betas"] is not None or betas["beta_schedule"] not in known:
-        received = betas["beta_schedule"] if betas["trained_betas"] is None else "trained_betas"
-        raise UsageError(f"FOLDER: beta_schedule: expected {' or '.join(known)} in a workdir, received {received}")
+    network, diffusion = model.network, _diffusion_of(model)
     if model.image_size is None:
         raise UsageError("FOLDER: sample_size: expected the image size, received null")
     if network.num_classes is not None:
@@ -118,16 +119,49 @@ def config_of(model: Model, workdir: str) -> Config:
         workdir=workdir,
         data=Unknown(),
         network=UNet(**fields),
-        diffusion=Diffusion(
-            schedule=known[betas["beta_schedule"]],  # type: ignore[arg-type]
+        diffusion=diffusion,
+        sample=Sample(
+            sampler=model.sampler,
+            grid=model.spacing,  # type: ignore[arg-type]
+            clip=model.clip,
+            dynamic_threshold=_quantile(model),
+        ),
+    )
+
+
+def _diffusion_of(model: Model) -> Diffusion:
+    """The config of the forward process: the first schedule of train.py with the model's betas."""
+    from ddpm_jax import factory, schedules
+    from ddpm_jax.interop import ddpm_scheduler
+
+    described = ddpm_scheduler.describe(model.schedule)
+    for name in SCHEDULES:
+        diffusion = Diffusion(
+            schedule=name,  # type: ignore[arg-type]
             num_steps=model.schedule.num_steps,
-            beta_start=betas["beta_start"],
-            beta_end=betas["beta_end"],
+            beta_start=described["beta_start"],
+            beta_end=described["beta_end"],
+            zero_terminal_snr=described["rescale_betas_zero_snr"],
             prediction=model.prediction,  # type: ignore[arg-type]
             variance=model.variance,  # type: ignore[arg-type]
-        ),
-        sample=Sample(sampler=model.sampler, grid=model.spacing, clip=model.clip),  # type: ignore[arg-type]
-    )
+        )
+        try:
+            schedule = schedules.require_discrete(factory.make_schedule(diffusion), "diffusers")
+        except UsageError:  # it cannot have these betas
+            continue
+        if np.allclose(schedule.beta, model.schedule.beta, rtol=2e-6, atol=0):
+            return diffusion
+    received = described["beta_schedule"] if described["trained_betas"] is None else "trained_betas"
+    raise UsageError(f"FOLDER: beta_schedule: expected the betas of a schedule of train.py, received {received}")
+
+
+def _quantile(model: Model) -> float | None:
+    if model.threshold is None:
+        return None
+    quantile, limit = model.threshold
+    if limit < math.inf:
+        raise UsageError(f"FOLDER: sample_max_value: expected 1, or 1e6 for no limit, in a workdir, received {limit}")
+    return quantile
 
 
 def export_model(argv: Sequence[str]) -> None:
@@ -162,6 +196,7 @@ def export_model(argv: Sequence[str]) -> None:
             diffusers.save(
                 folder, network, params, schedule, diffusion.prediction,
                 vars(sample).get("variance") or diffusion.variance, sample.clip, model.image_shape[:2], sample.grid,
+                threshold=None if sample.dynamic_threshold is None else (sample.dynamic_threshold, math.inf),
             )  # fmt: skip
     print(f"{'EMA at ' if given.weights == 'ema' else ''}step {model.step} of {given.workdir}: {folder}")
 

@@ -8,14 +8,14 @@ import re
 from typing import Any, NamedTuple
 
 from ddpm_jax.devices.files import replacing
-from ddpm_jax.interop import ddpm_scheduler, fields, files, names, unet2d
+from ddpm_jax.interop import ddpm_scheduler, fields, files, folder_weights, names, unet2d
 from ddpm_jax.interop.weights import shapes_of
 from ddpm_jax.networks import UNet
 from ddpm_jax.schedules import Schedule
 
 VERSION = "0.42.1"
 """The version of diffusers whose format is written."""
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINES = {"ddpm": ("DDPMPipeline", "DDPMScheduler"), "ddim": ("DDIMPipeline", "DDIMScheduler")}
 
 
@@ -32,6 +32,8 @@ class Model(NamedTuple):
         image_size: (height, width) of its images, or None if the config does not say.
         spacing: How a subset of the timesteps is chosen: "leading", "linspace" or "trailing".
         sampler: "ddpm" or "ddim".
+        threshold: The (quantile, limit) of dynamic thresholding, as in `guidance.dynamic_threshold`, which replaces clipping;
+            None for none.
     """
 
     network: UNet
@@ -43,15 +45,17 @@ class Model(NamedTuple):
     image_size: tuple[int, int] | None
     spacing: str
     sampler: str
+    threshold: tuple[float, float] | None = None
 
 
 def load(folder: files.Path) -> Model:
     """Reads the folder of a pipeline, or of a model alone.
 
     Args:
-        folder: Contains config.json and the weights (safetensors, or the older .bin, which is read without executing anything),
-            directly or in unet/, and optionally scheduler_config.json, directly or in scheduler/. If that is missing,
-            DDPMScheduler's defaults hold: 1000 linear betas from 1e-4 to 0.02, "eps", "fixed_small", clipped.
+        folder: Contains config.json and the weights (safetensors, or the older .bin, which is read without executing anything;
+            one file, or parts and an index; a variant such as fp16 if there is only one, and no plain weights), directly or in
+            unet/, and optionally scheduler_config.json, directly or in scheduler/. If that is missing, DDPMScheduler's defaults
+            hold: 1000 linear betas from 1e-4 to 0.02, "eps", "fixed_small", clipped.
 
     Returns:
         The Model.
@@ -61,6 +65,7 @@ def load(folder: files.Path) -> Model:
             damaged file; a model that our UNet cannot represent.
         OSError: a file cannot be read.
     """
+    check_folder(folder)
     folder = pathlib.Path(folder)
     _check_index(folder / "model_index.json")
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
@@ -74,7 +79,7 @@ def load(folder: files.Path) -> Model:
     params = _read_params(unet, described)
     return Model(
         network, params, process.schedule, process.prediction, process.variance, process.clip,
-        described.image_size, process.spacing, process.sampler,
+        described.image_size, process.spacing, process.sampler, process.threshold,
     )  # fmt: skip
 
 
@@ -89,6 +94,7 @@ def save(
     image_size: tuple[int, int] | None = None,
     spacing: str = "leading",
     sampler: str = "ddpm",
+    threshold: tuple[float, float] | None = None,
 ) -> None:
     """Writes a pipeline's folder, for DDPMPipeline.from_pretrained and DDIMPipeline.from_pretrained.
 
@@ -105,6 +111,7 @@ def save(
         image_size: (height, width), required.
         spacing: "leading", "linspace" or "trailing".
         sampler: "ddpm" or "ddim".
+        threshold: The (quantile, limit) of dynamic thresholding instead of clipping, or None.
 
     Raises:
         ValueError: diffusers cannot represent the model (the message names the field), or the folder is not empty. Nothing is
@@ -117,7 +124,7 @@ def save(
     if image_size is None:
         raise ValueError("image_size: expected (height, width), received None")
     in_channels = params["params"]["stem"]["kernel"].shape[2]
-    process = ddpm_scheduler.Process(schedule, prediction, variance, clip, spacing, sampler)
+    process = ddpm_scheduler.Process(schedule, prediction, variance, clip, spacing, sampler, threshold)
     scheduler, scheduler_config = ddpm_scheduler.from_process(process)
     unet_config = unet2d.from_network(network, image_size, in_channels)
     tree = names.entries(names.DIFFUSERS, shapes_of(network, (*image_size, in_channels)), len(network.multipliers))
@@ -129,10 +136,24 @@ def save(
     with replacing(folder) as partial:
         (partial / "unet").mkdir(parents=True)
         (partial / "scheduler").mkdir()
-        files.write(partial / "unet" / WEIGHTS[0], tensors)
+        files.write(partial / "unet" / WEIGHTS, tensors)
         _write_config(partial / "unet" / "config.json", "UNet2DModel", unet_config)
         _write_config(partial / "scheduler" / "scheduler_config.json", scheduler, scheduler_config)
         _write_config(partial / "model_index.json", PIPELINES[sampler][0], index)
+
+
+def check_folder(folder: files.Path, argument: str = "folder") -> None:
+    """Raises ValueError if this is not a folder; the message for a name on the Hugging Face Hub says how to download it."""
+    if pathlib.Path(folder).is_dir() and str(folder):
+        return
+    name = str(folder)
+    is_repository = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not pathlib.Path(name).parent.exists()
+    download = (
+        f"; a model on the Hugging Face Hub is downloaded by: hf download {name} --local-dir {name.split('/')[-1]}"
+        if is_repository
+        else ""
+    )
+    raise ValueError(f"{argument}: expected a folder of diffusers, received {name or 'nothing'}{download}")
 
 
 def _check_index(path: pathlib.Path) -> None:
@@ -160,16 +181,14 @@ def _read_process(folder: pathlib.Path) -> ddpm_scheduler.Process:
 
 
 def _read_params(folder: pathlib.Path, described: unet2d.Described) -> Any:
-    found = [folder / name for name in WEIGHTS if (folder / name).exists()]
-    if not found:
-        raise ValueError(f"{folder}: expected {' or '.join(WEIGHTS)}, found neither")
-    tensors = files.read(found[0])
+    path = folder_weights.find(folder)
+    tensors = folder_weights.read(path)
     network = described.network
     old = any(re.search(r"\.attentions\.\d+\.query\.weight$", name) for name in tensors)
     format_names = names.DIFFUSERS_BEFORE_0_13 if old else names.DIFFUSERS
     smallest = 2 ** (len(network.multipliers) - 1)  # attention is given by level here, so any image size will do
     shapes = shapes_of(network, (smallest, smallest, described.in_channels))
-    return names.decode(names.entries(format_names, shapes, len(network.multipliers)), tensors, found[0].name)
+    return names.decode(names.entries(format_names, shapes, len(network.multipliers)), tensors, path.name)
 
 
 def _write_config(path: pathlib.Path, class_name: str, config: dict[str, Any]) -> None:

@@ -18,6 +18,10 @@ Shapes = Any
 """A network's variables, or their shapes by `jax.eval_shape`."""
 
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""The prefixes that DataParallel and torch.compile add to the names of a module's tensors."""
+
+
 class Names(NamedTuple):
     """Names and layouts of a format.
 
@@ -241,7 +245,8 @@ def decode(tree: Any, tensors: Mapping[str, np.ndarray], source: str) -> Any:
 
     Args:
         tree: From `entries`.
-        tensors: Tensors by name; exactly those of the tree, with its shapes, floating-point and finite.
+        tensors: Tensors by name; exactly those of the tree, with its shapes, floating-point and finite. Their names may begin
+            with the prefixes that torch.compile and DataParallel add.
         source: Their origin, for error messages.
 
     Returns:
@@ -250,6 +255,7 @@ def decode(tree: Any, tensors: Mapping[str, np.ndarray], source: str) -> Any:
     Raises:
         ValueError: tensors are missing, not expected, or not as above; the message names them.
     """
+    tensors = _unwrapped(tensors)
     expected = {entry.name: entry.shape for entry in jax.tree.leaves(tree, is_leaf=_is_entry)}
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} is not expected" for name in tensors if name not in expected]
@@ -263,6 +269,14 @@ def decode(tree: Any, tensors: Mapping[str, np.ndarray], source: str) -> Any:
         return jax.numpy.asarray(_relayout(tensors[entry.name].astype(np.float32), entry.theirs, entry.ours))
 
     return jax.tree.map(value, tree, is_leaf=_is_entry)
+
+
+def _unwrapped(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The tensors without the prefixes of PyTorch's wrappers, which all of their names have in common."""
+    for prefix in WRAPPERS * 2:  # in either order
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _is_entry(leaf: Any) -> bool:

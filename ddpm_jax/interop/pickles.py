@@ -6,16 +6,21 @@ checked against the bytes in the file, and converted to arrays.
 
 Formats: the zip archive of torch >= 1.6 (`<folder>/data.pkl`, `<folder>/data/<key>`), and the format before it: several
 consecutive pickles, followed by the storages' bytes (torch/serialization.py).
+
+Sizes that a file states are compared with the size of the file before memory is allocated.
 """
 
 from __future__ import annotations
 
 import collections
 import io
+import mmap
 import pathlib
 import pickle
+import pickletools
+import reprlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
@@ -90,7 +95,7 @@ class _Unpickler(pickle.Unpickler):
         match pid:
             case ("storage", str(name), str(key), _, int(size), *_) if name in STORAGES and size >= 0:
                 return Storage(STORAGES[name], key, size)
-        raise pickle.UnpicklingError(f"it contains {str(pid)[:80]}, which is not a storage")
+        raise pickle.UnpicklingError(f"it contains {reprlib.repr(pid)[:80]}, which is not a storage")
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -129,6 +134,8 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("its archive is compressed, unlike PyTorch's")
+        if sum(entry.file_size for entry in archive.infolist()) > file.seek(0, io.SEEK_END):
+            raise ValueError("its archive claims to contain more than the file")
         index = [name for name in sizes if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(index) != 1:
             raise ValueError("its archive has no data.pkl")
@@ -136,24 +143,36 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
         order = f"{folder}byteorder"
         if order in sizes and archive.read(order) != b"little":
             raise ValueError("its numbers are not little-endian")
-        state = _Unpickler(io.BytesIO(archive.read(index[0]))).load()
-        return _arrays(state, lambda storage: archive.read(f"{folder}data/{storage.key}"))
+        state = _unpickle(io.BytesIO(archive.read(index[0])))
+        keys = {tensor.storage.key for tensor in _tensors(state).values()}
+        return _arrays(state, {key: archive.read(f"{folder}data/{key}") for key in keys})
 
 
 def _read_before_zip(file: BinaryIO) -> dict[str, np.ndarray]:
-    if _Unpickler(file).load() != MAGIC:
-        raise ValueError("it does not begin with PyTorch's magic number")
-    _, system, state, keys = (_Unpickler(file).load() for _ in range(4))
-    if not system["little_endian"]:
-        raise ValueError("its numbers are not little-endian")
-    storages = {tensor.storage.key: tensor.storage for tensor in _tensors(state).values()}
-    contents = {}
-    for key in keys:
-        size = int.from_bytes(file.read(8), "little")
-        if size != storages[key].size:
-            raise ValueError(f"storage {key} has {size} numbers, not {storages[key].size}")
-        contents[key] = file.read(size * storages[key].dtype.itemsize)
-    return _arrays(state, lambda storage: contents[storage.key])
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # no read allocates more than there is
+        if _unpickle(content) != MAGIC:
+            raise ValueError("it does not begin with PyTorch's magic number")
+        _, system, state, keys = (_unpickle(content) for _ in range(4))
+        if not system["little_endian"]:
+            raise ValueError("its numbers are not little-endian")
+        storages = {tensor.storage.key: tensor.storage for tensor in _tensors(state).values()}
+        contents = {}
+        for key in keys:
+            size = int.from_bytes(content.read(8), "little")
+            if size != storages[key].size:
+                raise ValueError(f"storage {key} has {size} numbers, not {storages[key].size}")
+            contents[key] = content.read(size * storages[key].dtype.itemsize)
+        return _arrays(state, contents)
+
+
+def _unpickle(content: io.BytesIO | mmap.mmap) -> Any:
+    """The next object. Python would allocate memory for the largest index in the unpickler's memo, whatever it is."""
+    begin = content.tell()
+    for opcode, argument, position in pickletools.genops(content):  # type: ignore[arg-type]
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > int(position or 0):
+            raise ValueError(f"its pickle numbers an object {argument}")
+    content.seek(begin)
+    return _Unpickler(content).load()
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
@@ -163,16 +182,18 @@ def _tensors(state: Any) -> dict[str, Tensor]:
         match tensor:
             case Tensor(Storage(), int(), tuple(shape), tuple(strides)) if isinstance(name, str):
                 if not all(type(n) is int and n >= 0 for n in (tensor.offset, *shape, *strides)) or len(shape) != len(strides):
-                    raise ValueError(f"{name} has shape {shape}, strides {strides}")
+                    raise ValueError(f"{name} has shape {reprlib.repr(shape)}, strides {reprlib.repr(strides)}")
             case _:
-                raise ValueError(f"{str(name)[:80]} is a {type(tensor).__name__}, not a tensor")
+                word = name[:80] if isinstance(name, str) else reprlib.repr(name)[:80]
+                raise ValueError(f"{word} is a {type(tensor).__name__}, not a tensor")
     return state
 
 
-def _arrays(state: Any, contents: Callable[[Storage], bytes]) -> dict[str, np.ndarray]:
+def _arrays(state: Any, contents: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+    """The tensors as views, since any number of them may have one storage."""
     found = {}
     for name, tensor in _tensors(state).items():
-        raw, storage = contents(tensor.storage), tensor.storage
+        raw, storage = contents[tensor.storage.key], tensor.storage
         if len(raw) != storage.size * storage.dtype.itemsize:
             raise ValueError(f"{name} has {len(raw)} bytes, not {storage.size} numbers of {storage.dtype}")
         size = int(np.prod(tensor.shape, dtype=object))
@@ -181,5 +202,5 @@ def _arrays(state: Any, contents: Callable[[Storage], bytes]) -> dict[str, np.nd
             raise ValueError(f"{name} of shape {tensor.shape} reaches beyond its {storage.size} numbers")
         flat = np.frombuffer(raw, storage.dtype)[tensor.offset :]
         strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
-        found[name] = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
+        found[name] = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
     return found

@@ -30,7 +30,7 @@ FIELDS: dict[str, Field] = {
     "mid_block_type": one_of("UNetMidBlock2D", None, default="UNetMidBlock2D"),
     "up_block_types": words(*UP),
     "block_out_channels": integers(),
-    "layers_per_block": integer(),
+    "layers_per_block": integer(most=100),
     "mid_block_scale_factor": one_of(1),
     "downsample_padding": one_of(0, 1),
     "downsample_type": one_of("conv", "resnet", default="conv"),

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from ddpm_jax import schedules
-from ddpm_jax.interop import ddpm_scheduler, diffusers, fields, files, names, unet2d, weights
+from ddpm_jax.interop import diffusers, files, names, unet2d, weights
 from ddpm_jax.networks import UNet
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -187,6 +187,8 @@ def test_any_one_corrupt_field_of_a_scheduler_is_refused_by_name(tmp_path):
         ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"from_the_future": 1}, "from_the_future: expected no such field"),
         ({"freq_shift": 2}, "freq_shift: expected less than 2"),
+        ({"layers_per_block": 10**9}, "layers_per_block: expected an integer from 1 to 100"),
+        ({"block_out_channels": [10**9, 10**9]}, "block_out_channels: expected integers from 1 to 1000000"),
     ],
 )
 def test_a_config_that_cannot_be_represented_is_refused(copy, changed, said):
@@ -199,6 +201,12 @@ def test_a_config_that_cannot_be_represented_is_refused(copy, changed, said):
 def test_other_pipelines_and_empty_folders_are_refused(copy, tmp_path):
     with pytest.raises(OSError, match=r"config\.json"):
         diffusers.load(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^folder: expected a folder of diffusers, received google/ddpm-cifar10-32; .*: hf download"
+    ):
+        diffusers.load("google/ddpm-cifar10-32")
+    with pytest.raises(ValueError, match=r"^folder: expected a folder of diffusers, received nothing$"):
+        diffusers.load("")
     (copy / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ValueError, match="_class_name: expected DDPMPipeline or DDIMPipeline"):
         diffusers.load(copy)
@@ -253,54 +261,6 @@ def test_the_papers_process(copy):
     assert (model.image_size, model.sampler) == ((8, 8), "ddpm")
 
 
-@pytest.mark.parametrize(
-    ("changed", "betas"),
-    [
-        ({"beta_schedule": "squaredcos_cap_v2"}, {0: 4.128422e-5, 999: 0.999}),  # Nichol & Dhariwal 2021
-        ({"beta_schedule": "scaled_linear", "beta_start": 0.01, "beta_end": 0.09, "num_train_timesteps": 3}, {1: 0.04}),
-        ({"beta_schedule": "sigmoid", "num_train_timesteps": 5}, {0: 0.0001 + 0.0199 / (1 + np.exp(6)), 2: 0.01005}),
-        ({"trained_betas": [0.1, 0.3, 0.2], "num_train_timesteps": 3}, {0: 0.1, 1: 0.3, 2: 0.2}),
-        ({"beta_start": 0.001, "beta_end": 0.003, "num_train_timesteps": 3}, {1: 0.002}),
-    ],
-)
-def test_schedules_are_imported_and_exported(copy, changed, betas):
-    write_scheduler(copy, **changed, variance_type="fixed_small_log", prediction_type="v_prediction", clip_sample=False)
-    process = ddpm_scheduler.to_process(*fields.read(copy / "scheduler_config.json", ddpm_scheduler.CLASSES))
-    assert (process.prediction, process.variance, process.clip) == ("v", "fixed_small", False)
-    for t, beta in betas.items():
-        np.testing.assert_allclose(process.schedule.beta[t], beta, rtol=1e-6)
-    name, config = ddpm_scheduler.from_process(process)
-    assert config["beta_schedule"] == changed.get("beta_schedule", "linear")
-    assert (config["trained_betas"] is None) == ("trained_betas" not in changed)
-    for field in ("beta_start", "beta_end"):
-        assert config["trained_betas"] or field not in changed or config[field] == pytest.approx(changed[field], rel=1e-6)
-    again = ddpm_scheduler.to_process(name, config)
-    chex.assert_trees_all_close(again.schedule, process.schedule, rtol=1e-6)
-    assert again[1:] == process[1:]
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"_class_name": "PNDMScheduler"}, "_class_name: expected DDPMScheduler or DDIMScheduler"),
-        ({"variance_type": "fixed_large_log"}, "variance_type"),
-        ({"variance_type": "learned"}, "variance_type"),
-        ({"thresholding": True}, "thresholding"),
-        ({"clip_sample_range": 2.0}, "clip_sample_range"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
-        ({"steps_offset": 1}, "steps_offset"),
-        ({"beta_schedule": "laplace"}, "beta_schedule"),
-        ({"beta_start": 0.0}, "beta_start, beta_end"),
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas: expected 1000"),
-        ({"trained_betas": [0.1, 1.2], "num_train_timesteps": 2}, r"trained_betas: betas: expected values in \(0, 1\)"),
-    ],
-)
-def test_other_processes_are_refused(copy, changed, said):
-    write_scheduler(copy, **changed)
-    with pytest.raises(ValueError, match=f"scheduler_config.json: {said}"):
-        diffusers.load(copy)
-
-
 def test_a_learned_variance_needs_its_channels(copy):
     write_scheduler(copy, variance_type="learned_range")
     with pytest.raises(ValueError, match="out_channels: expected 6"):
@@ -318,17 +278,19 @@ def test_a_learned_variance_needs_its_channels(copy):
         SMALL_NETWORK.clone(middle="blocks", head_dim=8, symmetric_padding=True),
         SMALL_NETWORK.clone(middle="none", residual_upsampling=(0, 1), attention_resolutions=()),
         SMALL_NETWORK.clone(time_scale_shift=True, residual_downsampling=(1,)),
-        SMALL_NETWORK.clone(time_scale_shift=True, middle="attention_without_norm", num_classes=3, out_channels=6),
+        SMALL_NETWORK.clone(time_scale_shift=True, middle="attention_without_norm", num_classes=3),
+        SMALL_NETWORK.clone(out_channels=6),
     ],
 )
 def test_our_networks_are_exported_and_imported(network, tmp_path):
     """As networks with attention by level, which compute the same function: their parameters have the same paths."""
     params = params_of(network)
-    variance = "fixed_large" if network.out_channels is None else "learned"
-    diffusers.save(tmp_path / "out", network, params, schedules.cosine(10), "x0", variance, False, (8, 8), "trailing", "ddim")
+    variance, sampler = ("fixed_small", "ddim") if network.out_channels is None else ("learned", "ddpm")
+    process = ("x0", variance, False, (8, 8), "trailing", sampler, (0.9, 2.0))
+    diffusers.save(tmp_path / "out", network, params, schedules.cosine(10), *process)
     model = diffusers.load(tmp_path / "out")
     chex.assert_trees_all_equal(model.params, params)
-    assert model[3:] == ("x0", "fixed_small", False, (8, 8), "trailing", "ddim")  # DDIMScheduler has no variance
+    assert model[3:] == process
     chex.assert_trees_all_close(model.schedule, schedules.cosine(10), rtol=1e-6)
     same = {"attention_resolutions": (), "attention_levels": model.network.attention_levels, "head_dim": None, "num_heads": 1}
     assert model.network.clone(**same) == network.clone(**same)
@@ -346,6 +308,10 @@ def test_our_networks_are_exported_and_imported(network, tmp_path):
         ({"prediction": "score"}, "prediction: expected"),
         ({"variance": "fixed_tiny"}, "variance: expected"),
         ({"spacing": "quadratic"}, "spacing: expected"),
+        ({"threshold": (0.9, 0.0)}, "threshold: expected a quantile from 0 to 1 and a limit above 0"),
+        ({"variance": "learned", "sampler": "ddim"}, "variance: expected fixed_small or fixed_large for diffusers' DDIM"),
+        ({"schedule": schedules.jsd(10)}, "prediction: expected x0 or v for a schedule without signal at its last step"),
+        ({"schedule": schedules.continuous.cosine()}, "schedule: expected one with a number of steps for diffusers"),
         ({"image_size": None}, "image_size: expected"),
         ({"params": params_of(SMALL_NETWORK.clone(num_blocks=2))}, "params: expected those of the network.*down0_1"),
         ({"params": jax.tree.map(lambda leaf: leaf * jnp.nan, params_of(SMALL_NETWORK))}, "is not finite"),
@@ -375,8 +341,3 @@ def test_a_folder_that_is_not_empty_stays_as_it_is(copy):
     with pytest.raises(ValueError, match="folder: expected a new or empty folder"):
         diffusers.save(copy, *diffusers.load(FIXTURES / "plain"))
     assert sorted(path.read_bytes() for path in copy.iterdir()) == before
-
-
-def test_betas_are_described_by_the_given_numbers():
-    described = ddpm_scheduler.describe(schedules.linear(1000))
-    assert described == {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None}

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from ddpm_jax import factory
-from ddpm_jax.config import Config, Data, Network, Train, changes, from_dict, read_config
+from ddpm_jax.config import Config, Data, Diffusion, Network, Train, changes, from_dict, read_config
 from ddpm_jax.config.cli import UsageError
 from ddpm_jax.devices import sharding
 from ddpm_jax.interop import __main__ as script
@@ -67,6 +67,37 @@ def test_a_workdir_represents_the_network_and_the_process(tmp_path):
     assert factory.make_network(config, (8, 8, 3)) == model.network
     chex.assert_trees_all_equal(factory.make_schedule(config.diffusion), model.schedule)
     assert (config.diffusion.prediction, config.sample.clip, config.diffusion.variance) == ("v", False, "fixed_small")
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize("name", script.SCHEDULES)
+def test_a_workdir_represents_every_schedule_of_train(name, zero_terminal_snr):
+    begun = Diffusion(schedule=name, num_steps=50, zero_terminal_snr=zero_terminal_snr, prediction="v")
+    schedule = factory.make_schedule(begun)
+    model = diffusers.load(FIXTURES / "plain")._replace(schedule=schedule, prediction="v")
+    if zero_terminal_snr and name in ("warmup10", "warmup50", "sigmoid"):  # which go out as trained_betas that end with 1
+        with pytest.raises(UsageError, match="FOLDER: beta_schedule: expected the betas of a schedule"):
+            script.config_of(model, "run")
+        return
+    chosen = script.config_of(model, "run").diffusion
+    chex.assert_trees_all_close(factory.make_schedule(chosen), schedule, rtol=1e-6)
+    same = {"constant": "linear"}  # with equal ends
+    assert chosen.schedule == ("jsd" if name == "jsd" else same.get(name, name))
+
+
+def test_dynamic_thresholding_goes_out_and_comes_back(imported, tmp_path, monkeypatch):
+    loaded = factory.load(imported)
+    sample = dataclasses.replace(loaded.config.sample, dynamic_threshold=0.9)
+    config = dataclasses.replace(loaded.config, sample=sample)
+    monkeypatch.setattr(factory, "load", lambda *_: loaded._replace(config=config))
+    script.main(["export", str(tmp_path / "out"), "--workdir", str(imported)])
+    model = diffusers.load(tmp_path / "out")
+    assert model.threshold == (0.9, float("inf"))
+    assert script.config_of(model, "run").sample == sample
+    with pytest.raises(
+        UsageError, match=r"FOLDER: sample_max_value: expected 1, or 1e6 for no limit, in a workdir, received 2\.0"
+    ):
+        script.config_of(model._replace(threshold=(0.9, 2.0)), "run")
 
 
 def test_the_config_of_networks_has_their_options_and_defaults():
@@ -164,6 +195,10 @@ def test_a_network_other_than_a_unet_is_not_exported(imported, tmp_path, monkeyp
     ("arguments", "said"),
     [
         (["import", "nowhere"], "FOLDER: expected a folder of diffusers, received nowhere"),
+        (
+            ["import", "google/ddpm-cifar10-32"],
+            "FOLDER: .* by: hf download google/ddpm-cifar10-32 --local-dir ddpm-cifar10-32$",
+        ),
         (["import"], "FOLDER: expected a folder of diffusers, received nothing"),
         (["import", str(FIXTURES / "plain"), "--workdir", "full"], "--workdir: expected a new or empty folder"),
         (["import", str(FIXTURES / "plain"), "--wrokdir", "a"], "--wrokdir: expected an option, perhaps --workdir"),

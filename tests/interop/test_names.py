@@ -93,6 +93,16 @@ def test_averages_are_beside_the_parameters_in_the_authors_checkpoints(tmp_path)
         weights.load(tmp_path / "model.npz", NETWORK, SHAPE, names.PLAIN, average=True)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_pytorchs_wrappers_are_removed(prefix):
+    tree, tensors = names.entries(names.DIFFUSERS, params_of(), 3), encoded(names.DIFFUSERS, params_of())
+    wrapped = {prefix + name: tensor for name, tensor in tensors.items()}
+    chex.assert_trees_all_equal(names.decode(tree, wrapped, "file"), params_of())
+    wrapped["conv_in.weight"] = wrapped.pop(prefix + "conv_in.weight")  # not all names have it
+    with pytest.raises(ValueError, match=r"file: .* is missing.*; and \d+ more"):
+        names.decode(tree, wrapped, "file")
+
+
 def test_another_network_is_refused_by_name(tmp_path):
     weights.save(tmp_path / "model.npz", NETWORK, params_of())
     with pytest.raises(ValueError, match=r"model\.npz: expected the tensors.*down1_0\.conv1\.kernel has shape"):
