@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import tyro
-from ddpm_jax.runs.failures import cause
 
 from ddpm_jax import factory, schedules
 from ddpm_jax.config import Data, Diffusion, Digits, Folder, Npz, Tfds, Unknown, check_seed
@@ -25,6 +24,7 @@ from ddpm_jax.evaluation import likelihood, plots
 from ddpm_jax.factory import LoadedRun
 from ddpm_jax.likelihood import rate_distortion
 from ddpm_jax.runs import progress
+from ddpm_jax.runs.failures import cause
 from ddpm_jax.runs.resumable import fingerprint, resumable, stored
 
 
@@ -35,8 +35,8 @@ class Options:
     workdir: LocalPath = "runs/digits"
     """Folder of the trained model."""
     out: LocalPath | None = None
-    """Folder for the results, their plot and settings; the folder evaluation of the workdir by default. It holds results of one
-    setting per metric; others are refused."""
+    """Folder for the results, their plot and settings; by default evaluation/STEP_EMA in the workdir. Results of other settings
+    that are there are kept, and the new ones refused."""
     metric: Literal["bpd", "rate_distortion", "ode_nll"] = "bpd"
     """bpd: the variational bound in bits/dim. rate_distortion: its curve. ode_nll: bits/dim by the probability-flow ODE."""
     checkpoint: int | Literal["best"] | None = None
@@ -78,7 +78,9 @@ def main(argv: Sequence[str]) -> None:
     num = len(source) if options.num is None else min(options.num, len(source))
 
     # Batch after batch, from where it was.
-    folder, found = pathlib.Path(options.workdir) / "evaluation" if options.out is None else pathlib.Path(options.out), []
+    found: list[dict[str, np.ndarray]] = []
+    own = pathlib.Path(options.workdir) / "evaluation" / f"{model.step}_{model.average}"
+    folder = own if options.out is None else pathlib.Path(options.out)
     with progress.Progress(num, "image", "measuring") as shown:
         name, measure, settings = measurement(options, model, source, num, shown)
         settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(options.data), "num": num} | settings
@@ -88,9 +90,10 @@ def main(argv: Sequence[str]) -> None:
             known = stored(folder / f"{name}.jsonl", settings)
         shown.begin(min(len(known) * options.batch_size, num))
         batches = range(-(-num // options.batch_size))
-        for batch, results in zip(batches, resumable(folder / f"{name}.jsonl", settings, batches, measure), strict=True):
-            found.append(results)
-            shown.advance(0 if batch in known else len(results["bits_per_dimension"]))
+        with as_usage_error("--out"):
+            for batch, results in zip(batches, resumable(folder / f"{name}.jsonl", settings, batches, measure), strict=True):
+                found.append(results)
+                shown.advance(0 if batch in known else len(results["bits_per_dimension"]))
     bits = np.concatenate([results["bits_per_dimension"] for results in found])
     means = {name: sum(results[name] for results in found) / num for name in found[0] if name != "bits_per_dimension"}
     report(options.metric, folder, settings, bits, means)
@@ -105,7 +108,7 @@ def read_options(argv: Sequence[str]) -> Options:
     if isinstance(data, Unknown) and take_option(argv, "--source")[0] is None:  # imported weights
         if path is None and not {"-h", "--help"} & set(argv):
             raise UsageError("--path: expected the images to measure, an .npz file or a folder, received nothing")
-        is_folder = path is not None and pathlib.Path(path).is_dir()
+        is_folder = path is not None and pathlib.Path(path).expanduser().is_dir()
         data = Folder(image_size=run.image_shape[0]) if is_folder else Npz()
     options = parse(Options(data=dataclasses.replace(data, random_flip=False)), argv, str(__doc__), flat="data")
     if isinstance(options.data, Digits | Tfds) and take_option(argv, "--split")[0] is None:

@@ -42,11 +42,7 @@ def main(argv: Sequence[str]) -> None:
     is_first = join(config)  # whether this process writes and prints for all
 
     # The data, the objective, and the step.
-    with progress.doing("reading the data"):
-        source = factory.make_source(config.data)
-        with as_usage_error("--data"):
-            image_shape = source[0]["image"].shape
-    factory.check_labels(config.network, source)
+    source, image_shape = read_data(config)
     mesh, key = sharding.make_mesh(), jax.random.key(config.train.seed)
     objective = factory.make_objective(factory.with_label_indices(config, source.classes), image_shape)
     objective = objective._replace(frozen=sharding.replicate(mesh, objective.frozen))
@@ -86,9 +82,7 @@ def main(argv: Sequence[str]) -> None:
         ema, powers = config.ema, [factory.power_name(width) for width in config.ema.power]
         snapshots = stack.enter_context(Snapshots(workdir, powers, ema.snapshot_every, ema.snapshots, terminal.say))
         draw = sample_drawer(config, objective, mesh, workdir if is_first else None, terminal)
-        if classes := factory.describe_classes(config.network, source):
-            terminal.say(classes)
-        steps_per_call = announce(config, state, f"{len(source):,} images of {image_shape}", mesh, terminal)
+        steps_per_call = announce(config, state, source, mesh, terminal)
         loop.train(
             state, train_step, stack.enter_context(contextlib.closing(pipeline.iterate(batches, int(state.step)))), mesh,
             config.train.num_steps, log=log, saver=saver, snapshots=snapshots,
@@ -116,6 +110,15 @@ def join(config: Config) -> bool:
         return distributed.join(
             devices.coordinator, devices.num_processes, devices.process_id, devices.cluster, devices.timeout
         )
+
+
+def read_data(config: Config) -> tuple[Source, tuple[int, int, int]]:
+    """The images, and their shape (H, W, C)."""
+    with progress.doing("reading the data"):
+        source = factory.make_source(config.data)
+        factory.check_labels(config.network, source)
+        with as_usage_error("--data"):
+            return source, source[0]["image"].shape
 
 
 def read_batches(config: Config, source: Source, mesh: Mesh) -> MapDataset:
@@ -165,17 +168,24 @@ def open_log(
     return MetricLog(terminal, outputs, config.train.log_every, config.train.num_steps, config.train.batch_size, sums)
 
 
-def announce(config: Config, state: TrainState, data: str, mesh: Mesh, terminal: metric_writers.Terminal) -> int:
-    """Prints the model, data and devices, and begins to show progress; returns the steps per dispatch."""
+def announce(config: Config, state: TrainState, source: Source, mesh: Mesh, terminal: metric_writers.Terminal) -> int:
+    """Prints the model, data, devices and doubts, and begins to show progress; returns the steps per dispatch."""
     steps_per_call = config.train.steps_per_call
     if steps_per_call is None:
         steps_per_call = loop.default_steps_per_call(intervals(config).values())
     step, num_steps = int(state.step), config.train.num_steps
+    data = f"{len(source):,} images of {source[0]['image'].shape}"
     terminal.say(
         f"{config.workdir}: {num_params(state.params):,} parameters, {data}, {mesh.size} x {jax.devices()[0].device_kind}, "
         f"from step {step} to {num_steps}{f', {steps_per_call} steps per dispatch' if steps_per_call > 1 else ''}"
     )
-    terminal.begin(int(state.step))
+    if classes := factory.describe_classes(config.network, source):
+        terminal.say(classes)
+    if step >= num_steps:
+        terminal.say(f"nothing to do: step {step} is reached; to train on, give --train.num_steps above it")
+    for line in factory.notes(config) if step < num_steps else ():
+        terminal.say(f"note: {line}")
+    terminal.begin(step)
     return steps_per_call
 
 

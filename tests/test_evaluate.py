@@ -51,8 +51,14 @@ def copy(workdir, tmp_path):
     return tmp_path / "run"
 
 
+def results(workdir):
+    """Where the results of the last checkpoint go."""
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    return workdir / "evaluation" / f"{step}_ema_decay"
+
+
 def read(workdir, metric):
-    return json.loads((workdir / "evaluation" / f"{metric}.json").read_text())
+    return json.loads((results(workdir) / f"{metric}.json").read_text())
 
 
 BPD = ["--metric", "bpd", "--num", 21, "--batch-size", 10]
@@ -73,7 +79,7 @@ def test_bits_per_dimension(workdir, measured):
     np.testing.assert_allclose(bpd["prior"] + sum(bpd["terms"]), bpd["bpd"], rtol=1e-6)
     assert "bits/dim on 21 images, step 3" in result.stdout
     assert "compiled the measurement in" in result.stdout
-    assert Image.open(workdir / "evaluation" / "bpd.png").size == (1200, 480)
+    assert Image.open(results(workdir) / "bpd.png").size == (1200, 480)
 
 
 def test_eight_devices_measure_the_same(copy, measured):
@@ -88,7 +94,7 @@ def test_eight_devices_measure_the_same(copy, measured):
 def test_killed_and_resumed_it_measures_the_same(copy, measured):
     """`kill -9` after the first batch has been written, and then the same command again."""
     small = ["evaluate.py", "--workdir", copy, "--metric", "bpd", "--num", 21, "--batch-size", 1]
-    records = copy / "evaluation" / "bound.jsonl"
+    records = results(copy) / "bound.jsonl"
     with subprocess.Popen(command(*small), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while not (records.exists() and len(records.read_text().splitlines()) > 2) and time.monotonic() < deadline:
@@ -96,7 +102,7 @@ def test_killed_and_resumed_it_measures_the_same(copy, measured):
         process.send_signal(signal.SIGKILL)
     kept = records.read_text().splitlines()[:-1]
     assert 1 < len(kept) < 22, "it was killed between the first batch and the last"
-    assert not (copy / "evaluation" / "bpd.json").exists()
+    assert not (results(copy) / "bpd.json").exists()
     result = run(*small)
     assert result.returncode == 0, result.stderr
     assert records.read_text().splitlines()[: len(kept)] == kept, "what was measured stays"
@@ -104,7 +110,7 @@ def test_killed_and_resumed_it_measures_the_same(copy, measured):
 
 
 def test_the_rate_distortion_curve_is_read_from_the_same_terms(workdir, measured):
-    before = (workdir / "evaluation" / "bound.jsonl").stat().st_mtime_ns
+    before = (results(workdir) / "bound.jsonl").stat().st_mtime_ns
     result = run("evaluate.py", "--workdir", workdir, "--metric", "rate_distortion", *BPD[2:])
     assert result.returncode == 0, result.stderr
     curve = read(workdir, "rate_distortion")
@@ -112,21 +118,21 @@ def test_the_rate_distortion_curve_is_read_from_the_same_terms(workdir, measured
     assert np.all(np.diff(curve["rate"]) <= 0)
     np.testing.assert_allclose(curve["rate"][0] + measured[0]["terms"][0], curve["bpd"], rtol=1e-6)
     assert "reverse steps   rate" in result.stdout
-    assert (workdir / "evaluation" / "rate_distortion.png").exists()
-    lines = (workdir / "evaluation" / "bound.jsonl").read_text().splitlines()
+    assert (results(workdir) / "rate_distortion.png").exists()
+    lines = (results(workdir) / "bound.jsonl").read_text().splitlines()
     assert len(lines) == 1 + 3
-    assert before <= (workdir / "evaluation" / "bound.jsonl").stat().st_mtime_ns
+    assert before <= (results(workdir) / "bound.jsonl").stat().st_mtime_ns
 
 
 def test_results_of_other_settings_are_refused_and_kept(workdir, measured):
-    before = {path.name: path.read_bytes() for path in (workdir / "evaluation").iterdir()}
+    before = {path.name: path.read_bytes() for path in (results(workdir)).iterdir()}
     result = run("evaluate.py", "--workdir", workdir, *BPD, "--num", 20)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        f"evaluate.py: error: --out: expected the settings of the results in {workdir}/evaluation/bound.jsonl, "
+        f"evaluate.py: error: --out: expected the settings of the results in {results(workdir)}/bound.jsonl, "
         "received num: 21 -> 20; another folder keeps both\n"
     )
-    assert {path.name: path.read_bytes() for path in (workdir / "evaluation").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (results(workdir)).iterdir()} == before
 
 
 def test_the_ode_estimates_what_it_computes(workdir, tmp_path):

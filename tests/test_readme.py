@@ -47,7 +47,7 @@ def test_the_commands_run(tmp_path):
     workdir = tmp_path / "runs" / "digits"
     assert all((workdir / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints", "samples"))
     assert (tmp_path / "out" / "digits" / "grid.png").exists()
-    assert (workdir / "evaluation" / "bpd.json").exists()
+    assert (workdir / "evaluation" / "2_ema_decay" / "bpd.json").exists()
     assert np.load(tmp_path / "out" / "digits" / "samples.npz")["image"].shape == (100, 8, 8, 1)
 
 

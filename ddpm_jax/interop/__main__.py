@@ -22,6 +22,7 @@ from tyro.conf import Positional
 
 from ddpm_jax.config import Config, Diffusion, Sample, UNet, Unknown, kinds
 from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
+from ddpm_jax.config.paths import LocalPath
 from ddpm_jax.runs.workdir import checkpoint_metadata, claim, write_config
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ SCHEDULES = ("linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "
 class Import:
     """Options of `import`."""
 
-    folder: Positional[str] = ""
+    folder: Positional[LocalPath] = ""
     """The folder of a pipeline of diffusers, or of a UNet2DModel alone."""
-    workdir: str = "runs/imported"
+    workdir: LocalPath = "runs/imported"
     """The workdir to create."""
 
 
@@ -46,9 +47,9 @@ class Import:
 class Export:
     """Options of `export`."""
 
-    folder: Positional[str] = ""
+    folder: Positional[LocalPath] = ""
     """The folder to create; or a file, if it ends in .safetensors."""
-    workdir: str = "runs/digits"
+    workdir: LocalPath = "runs/digits"
     """The workdir of the model, whose last checkpoint is used."""
     weights: Literal["ema", "raw"] = "ema"
     """The EMA of the parameters, or the raw parameters."""

@@ -72,5 +72,5 @@ def test_a_workdir_that_is_a_file_or_holds_a_broken_config_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--workdir"), workdir.claim(dataclasses.replace(BASE, workdir=str(file))):
         pass
     (tmp_path / "config.json").write_text('{"workdir"')
-    with pytest.raises(UsageError, match="--workdir"), workdir.claim(dataclasses.replace(BASE, workdir=str(tmp_path))):
+    with pytest.raises(UsageError, match=r"config.json: "), workdir.claim(dataclasses.replace(BASE, workdir=str(tmp_path))):
         pass
