@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax import diffusion
+from ddpm_jax import arguments, diffusion
 from ddpm_jax.schedules import HasLevels, Level, Schedule, require_discrete
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
@@ -34,6 +37,8 @@ Denoise = Callable[[jax.Array, Level], Denoised]
 """(x_t [B, ...], a Level of scalars or [B]) -> Denoised."""
 
 
+A_DENOISE = "a function (x_t, Level) -> Denoised such as make_denoise(schedule, predict)"
+
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_raw")
 """The variance of p(x_{t-1} | x_t): the posterior variance, beta, or learned (see `read`)."""
 
@@ -53,12 +58,16 @@ def make_denoise(
             output's last axis is the variance.
 
     Returns:
-        The Denoise.
+        The Denoise. It can be pickled if predict can.
 
     Raises:
         ValueError: an unknown prediction or variance, or one that continuous time does not have; when called, an output
             with the wrong number of channels.
-        TypeError: when called, "mean" or "learned_raw" at non-integer times.
+        TypeError: schedule is no schedule, or predict no function (x_t, t); when called, "mean" or "learned_raw" at
+            non-integer times.
+
+    Warns:
+        UserWarning: prediction is "eps" or "score", and the schedule has no signal at its last step.
 
     >>> import jax.numpy as jnp
     >>> from ddpm_jax import schedules
@@ -68,18 +77,73 @@ def make_denoise(
     [[-1.  0.  1.]]
     """
     _check(schedule, prediction, variance)
-
-    def denoise(x_t: jax.Array, level: Level) -> Denoised:
-        output = predict(x_t, jnp.broadcast_to(level.t, x_t.shape[:1]))
-        denoised = read(schedule, level, x_t, output, prediction, variance)
-        in_range = diffusion.expand((level.t >= 0) & (level.t <= schedule.last), x_t)
-        return jax.tree.map(lambda a: jnp.where(in_range, a, jnp.nan), denoised)
-
+    check_predict(predict)
+    warn_without_signal(schedule, prediction)
+    denoise = functools.partial(_denoise, schedule, predict, prediction, variance)
     return clipped(denoise) if clip else denoise
 
 
+def _denoise(schedule: HasLevels, predict: Predict, prediction: str, variance: str, x_t: jax.Array, level: Level) -> Denoised:
+    output = predict(x_t, jnp.broadcast_to(level.t, x_t.shape[:1]))
+    denoised = read(schedule, level, x_t, output, prediction, variance)
+    in_range = diffusion.expand((level.t >= 0) & (level.t <= schedule.last), x_t)
+    return jax.tree.map(lambda a: jnp.where(in_range, a, jnp.nan), denoised)
+
+
+def check_predict(predict: Predict) -> None:
+    """Raises TypeError unless predict can be called; a network lacks its parameters."""
+    expected = "a function (x_t, t) -> output such as lambda x_t, t: network.apply(params, x_t, t)"
+    arguments.check_function("predict", predict, expected)
+
+
+def warn_without_signal(schedule: HasLevels, prediction: str) -> None:
+    """Warns if eps or the score is predicted, from which x0 cannot be told at the schedule's last step, without signal."""
+    if prediction not in ("eps", "score"):
+        return
+    with jax.ensure_compile_time_eval():  # concrete, also inside a compiled function
+        alpha = schedule.level(np.asarray(schedule.last)).alpha
+    if not arguments.is_traced(alpha) and float(alpha) == 0:
+        warnings.warn(f"prediction: expected v or x0 for a schedule that ends without signal, received {prediction}; "
+                      f"at t = {schedule.last} it carries no information about x0, which is taken as 0",
+                      stacklevel=3)  # fmt: skip
+
+
+def check_denoise(denoise: Denoise) -> None:
+    """Raises TypeError unless denoise can be called; a network lacks its schedule and its parameters."""
+    arguments.check_function("denoise", denoise, A_DENOISE)
+
+
+def evaluated(denoise: Denoise, x_t: jax.Array, level: Level) -> Denoised:
+    """denoise(x_t, level), with a message if `denoise` is no Denoise.
+
+    Raises:
+        TypeError: it is not a function (x_t, Level) -> Denoised; a network, or a Predict (x_t, t).
+        ValueError: its x0 has another shape than x_t.
+    """
+    check_denoise(denoise)
+    try:
+        denoised = denoise(x_t, level)
+    except Exception as error:
+        if _returns_an_array(denoise, x_t, jnp.broadcast_to(level.t, x_t.shape[:1])):
+            raise TypeError(f"denoise: expected {A_DENOISE}, received a Predict, a function (x_t, t)") from error
+        raise
+    if not (hasattr(denoised, "x0") and hasattr(denoised, "eps")):
+        raise TypeError(f"denoise: expected {A_DENOISE}, received one that returns {arguments.described(denoised)}")
+    arguments.check_shape("denoise", denoised.x0, x_t.shape, "an x0 of the shape of x_t")
+    return denoised
+
+
+def _returns_an_array(function: Callable, *args: jax.Array) -> bool:
+    """Whether a function accepts the arguments, and returns an array."""
+    try:
+        return hasattr(jax.eval_shape(function, *args), "shape")
+    except Exception:
+        return False
+
+
 def _check(schedule: HasLevels, prediction: str, variance: str) -> None:
-    """Raises ValueError: an unknown prediction or variance, or one that continuous time does not have."""
+    """Raises TypeError: no schedule; ValueError: an unknown prediction or variance, or one that continuous time lacks."""
+    arguments.check_schedule(schedule)
     if prediction not in diffusion.PREDICTIONS:
         raise ValueError(f"prediction: expected one of {diffusion.PREDICTIONS}, received {prediction!r}")
     if variance not in VARIANCES:
@@ -135,6 +199,8 @@ def split(output: jax.Array, x_t: jax.Array, variance: str) -> tuple[jax.Array, 
         ValueError: the output has another shape than x_t, with twice the channels if the variance is learned.
     """
     learned = variance.startswith("learned")
+    if not hasattr(output, "shape"):
+        raise TypeError(f"predict: expected an array as output, received {arguments.described(output)}")
     expected = (*x_t.shape[:-1], 2 * x_t.shape[-1]) if learned else x_t.shape
     if output.shape != expected:
         why = "twice the channels, for the learned variance" if learned else "that of x_t"
@@ -195,12 +261,34 @@ def clipped(denoise: Denoise, low: float = -1.0, high: float = 1.0, rederive_eps
 
     Returns:
         The clipped Denoise.
+
+    Raises:
+        TypeError: denoise is no function.
+        ValueError: low is not below high.
     """
+    check_denoise(denoise)
+    if not arguments.is_traced(low, high) and not low < high:
+        raise ValueError(f"low, high: expected low below high, received {low} and {high}")
+    return functools.partial(_clipped, denoise, low, high, rederive_eps)
 
-    def denoise_clipped(x_t: jax.Array, level: Level) -> Denoised:
-        denoised = denoise(x_t, level)
-        x0 = jnp.clip(denoised.x0, low, high)
-        eps = diffusion.eps_from_x0(level, x_t, x0) if rederive_eps else denoised.eps
-        return denoised._replace(x0=x0, eps=eps)
 
-    return denoise_clipped
+def _clipped(denoise: Denoise, low: float, high: float, rederive_eps: bool, x_t: jax.Array, level: Level) -> Denoised:
+    denoised = denoise(x_t, level)
+    x0 = jnp.clip(denoised.x0, low, high)
+    eps = diffusion.eps_from_x0(level, x_t, x0) if rederive_eps else denoised.eps
+    return denoised._replace(x0=x0, eps=eps)
+
+
+def warn_beyond_clip(denoise: Denoise, name: str, data: jax.Array) -> None:
+    """Warns if data of known values lie outside the range to which a Denoise clips its x0."""
+    if isinstance(denoise, functools.partial) and denoise.func is evaluated:  # as samplers receive it
+        denoise = denoise.args[0]
+    if not (isinstance(denoise, functools.partial) and denoise.func is _clipped) or arguments.is_traced(data):
+        return
+    _, low, high, _ = denoise.args
+    if not getattr(data, "is_fully_addressable", True) or arguments.is_traced(low, high):
+        return
+    values = np.asarray(data, np.float64)
+    if values.size and not (low - 0.01 <= values.min() and values.max() <= high + 0.01):
+        warnings.warn(f"{name}: expected values from {low} to {high}, to which denoise clips, received {values.min():.3g} to "
+                      f"{values.max():.3g}; scale the data, or use make_denoise(..., clip=False)", stacklevel=3)  # fmt: skip

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from ddpm_jax import arguments
 from ddpm_jax.schedules import HasLevels, Level, Schedule, lookup, require_discrete, safe_divide
 
 PREDICTIONS = ("eps", "x0", "v", "score", "mean")
@@ -64,7 +65,7 @@ def q_sample(schedule: HasLevels, x0: jax.Array, t: ArrayLike, noise: jax.Array)
 
     Raises:
         TypeError: a discrete schedule's t is not an integer, or x0 is not floating-point.
-        ValueError: noise has another shape than x0; a concrete t is out of range.
+        ValueError: noise has another shape than x0, or t another than [B]; a concrete t is out of range.
 
     >>> import numpy as np, jax.numpy as jnp
     >>> from ddpm_jax import diffusion, schedules
@@ -73,15 +74,16 @@ def q_sample(schedule: HasLevels, x0: jax.Array, t: ArrayLike, noise: jax.Array)
     >>> print(np.asarray(x_t[:, 0]).round(3))  # alpha
     [1.    0.006]
     """
-    if noise.shape != x0.shape:
-        raise ValueError(f"noise: expected the shape of x0, {x0.shape}, received {noise.shape}")
+    arguments.check_schedule(schedule)
+    arguments.check_x0(x0)
+    arguments.check_shape("noise", noise, x0.shape, "the shape of x0")
+    arguments.check_per_example("t", t, len(x0))
     return add_noise(schedule.level(t), x0, noise)
 
 
 def add_noise(level: Level, x0: jax.Array, eps: jax.Array) -> jax.Array:
     """x_t = alpha x0 + sigma eps, [B, ...], in the dtype of x0; TypeError if x0 is not floating-point."""
-    if not jnp.issubdtype(x0.dtype, jnp.floating):
-        raise TypeError(f"x0: expected floating-point data in [-1, 1], received {x0.dtype}")
+    arguments.check_x0(x0)
     return (expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps).astype(x0.dtype)
 
 
@@ -98,8 +100,9 @@ def q_posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: ArrayLike)
         The Gaussian. Its log_variance at t = 0 would be -inf and is replaced by that at t = 1, as in the authors' code.
 
     Raises:
-        TypeError: t is not an integer.
-        ValueError: a concrete t lies outside 0..T-1; T is 1, so that there is no t = 1; or time is continuous.
+        TypeError: t is not an integer, or x0 or x_t is not floating-point.
+        ValueError: a concrete t lies outside 0..T-1; T is 1, so that there is no t = 1; time is continuous; x_t has another
+            shape than x0, or t another than [B].
 
     >>> import numpy as np, jax.numpy as jnp
     >>> from ddpm_jax import diffusion, schedules
@@ -110,6 +113,10 @@ def q_posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: ArrayLike)
     >>> print(np.asarray(posterior.mean[:, 0]).round(2))  # the coefficient of x0
     [1.   0.14]
     """
+    arguments.check_x0(x0)
+    arguments.check_floating("x_t", x_t)
+    arguments.check_shape("x_t", x_t, x0.shape, "the shape of x0")
+    arguments.check_per_example("t", t, len(x0))
     x0_scale, x_scale = posterior_scales(schedule, t)
     mean = expand(x0_scale, x0) * x0 + expand(x_scale, x0) * x_t
 

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "ddpm_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"_version", "keys", "schedules"},
+    {"_version", "arguments"},
+    {"keys", "schedules"},
     {"diffusion"},
     {"denoiser"},
     {"guidance", "samplers", "likelihood"},
@@ -32,7 +33,7 @@ SCRIPTS = {PACKAGE / "interop" / "__main__.py", PACKAGE / "runs" / "__main__.py"
 ALIASES = {PACKAGE / f"{name}.py" for name in ("continuous", "timesteps", "weightings", "ema", "images")}
 """Old names of modules that have moved, for one version."""
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-MATHEMATICS = {name for names in LAYERS[:5] for name in names}
+MATHEMATICS = {name for names in LAYERS[:6] for name in names}
 CONFIGURED = {"config", "runs", "factory", "interop"}
 """Who may know a config: `runs` writes it beside a run."""
 

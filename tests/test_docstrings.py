@@ -6,8 +6,9 @@ import importlib
 import pytest
 
 EXAMPLES = {
-    "schedules.discrete": 1, "diffusion": 2, "denoiser": 1, "losses.denoising": 1, "guidance": 2, "likelihood.variational": 1,
-    "samplers.base": 1, "samplers.grids": 1, "samplers.ddim": 1, "samplers.dpm_solver": 1, "networks.unet": 1,
+    "schedules.discrete": 1, "diffusion": 2, "denoiser": 1, "losses.denoising": 1, "guidance.classifier_free": 2,
+    "likelihood.variational": 1, "samplers.base": 1, "samplers.grids.times": 1, "samplers.ddim": 1, "samplers.dpm_solver": 1,
+    "networks.unet": 1,
 }  # fmt: skip
 """How many docstrings of a module have one, at least: those of the first names that one meets."""
 

@@ -1,3 +1,5 @@
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -263,3 +265,31 @@ def test_a_condition_is_any_pytree_and_a_learned_variance_stays_the_conditional_
     assert shapes == [(6, 6, 4)]
     with pytest.raises(ValueError, match="scale: expected a number or shape"):
         guidance.conditional(network, condition, none, jnp.ones(5))(X_T, jnp.full(6, 400))
+
+
+def test_what_wraps_a_network_can_be_pickled_if_it_can():
+    """With module-level functions; `predict_given` stands for a network."""
+    likelihood = guidance.gaussian_likelihood(measure, jnp.ones((2, 3)), 0.1)
+    plain = denoiser.make_denoise(schedules.linear(10), predict_plain, clip=False)
+    bound = guidance.conditional(predict_given, jnp.array([3, 7]), 0, 2.0)
+    wrapped = [
+        denoiser.make_denoise(schedules.continuous.shifted(schedules.continuous.linear_vp(), 0.5), bound),
+        guidance.classifier_free(plain, 2.0, (-1.0, 1.0), 0.5), guidance.autoguidance(plain, plain, 2.0),
+        guidance.dps(plain, likelihood), guidance.classifier(plain, likelihood), guidance.dynamic_threshold(plain),
+    ]  # fmt: skip
+    x, level = jnp.linspace(-1, 1, 6).reshape(2, 3), schedules.Level(jnp.float32(0.5), jnp.float32(0.6), jnp.float32(0.8))
+    for denoise in wrapped:
+        again = pickle.loads(pickle.dumps(denoise))
+        np.testing.assert_array_equal(again(x, level).x0, denoise(x, level).x0)
+
+
+def measure(x0):
+    return x0
+
+
+def predict_plain(x_t, t):
+    return jnp.tanh(x_t)
+
+
+def predict_given(x_t, t, labels):
+    return x_t * labels[:, None]

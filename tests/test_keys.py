@@ -40,3 +40,36 @@ def test_folding_folds_into_each_key():
 def test_a_missing_key_is_an_error():
     with pytest.raises(TypeError):
         keys.stream(None, "noise")
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_a_draw_depends_on_key_and_example_alone_for_every_implementation(impl):
+    key = jax.random.key(3, impl=impl)
+    draw = lambda key, ids: keys.draw(jax.random.normal, keys.per_example(keys.stream(key, "noise"), np.asarray(ids)), (4,))  # noqa: E731
+    whole = draw(key, range(8))
+    np.testing.assert_array_equal(draw(key, [5, 2]), whole[np.array([5, 2])])
+    np.testing.assert_array_equal(keys.draw(jax.random.normal, keys.per_example(key, np.array([5])), (4,))[0],
+                                  keys.draw(jax.random.normal, keys.per_example(key, np.arange(8)), (4,))[5])  # fmt: skip
+    several = jax.random.split(key, 2)
+    together = jax.vmap(lambda key: draw(key, range(8)))(several)
+    np.testing.assert_array_equal(together[1], draw(several[1], range(8)))
+    assert len(np.unique([whole, *together])) == 3 * whole.size
+
+
+@pytest.mark.parametrize("word", range(4))
+def test_every_bit_of_a_longer_key_counts(word):
+    words = np.arange(4, dtype=np.uint32)
+    key, other = (jax.random.wrap_key_data(words + flip, impl="rbg") for flip in (0, (np.arange(4) == word).astype(np.uint32)))
+    assert not np.array_equal(data(keys.stream(key, "noise")), data(keys.stream(other, "noise")))
+
+
+def test_what_is_no_typed_key_or_no_ids_is_refused():
+    for wrong in (0, None, jax.random.PRNGKey(0), jax.random.split(KEY)):
+        with pytest.raises(TypeError, match="key: expected"):
+            keys.stream(wrong, "noise")
+    with pytest.raises(TypeError, match=r"ids: expected integers \[B\]"):
+        keys.per_example(KEY, np.ones(3))
+    with pytest.raises(ValueError, match=r"ids: expected integers \[B\]"):
+        keys.per_example(KEY, 3)
+    with pytest.raises(ValueError, match=r"ids: expected shape \(2,\)"):
+        keys.global_ids(np.arange(3), 2)

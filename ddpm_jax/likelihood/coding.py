@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax import diffusion, keys
-from ddpm_jax.denoiser import Denoise
+from ddpm_jax import arguments, diffusion, keys
+from ddpm_jax.denoiser import Denoise, evaluated
 from ddpm_jax.diffusion import expand
 from ddpm_jax.likelihood.variational import prior, term
 from ddpm_jax.schedules import HasLevels, require_discrete
@@ -76,9 +76,10 @@ def progressive_coding(
 
     Raises:
         ValueError: times out of range, or a schedule in continuous time.
-        TypeError: times are not integers.
+        TypeError: times are not integers; no key, schedule or Denoise; or an x0 that is not floating-point.
     """
     schedule = require_discrete(schedule, "progressive coding")
+    arguments.check_x0(x0)
     schedule.checked(np.asarray(times))
     wanted = np.unique(times)[::-1]
     example_keys = keys.per_example(keys.stream(key, "coding"), keys.global_ids(ids, len(x0)))
@@ -94,7 +95,7 @@ def progressive_coding(
         (x_t, rate, seen), (t, slot) = carry, at
 
         # The receiver has x_t: its estimate, and the bits so far.
-        denoised = denoise(x_t, schedule.level(t))
+        denoised = evaluated(denoise, x_t, schedule.level(t))
         mse = jnp.mean((denoised.x0 - x0) ** 2, axis=range(1, x0.ndim))
         stage = Coded(denoised.x0, rate, mse)
         seen = jax.tree.map(lambda a, new: a.at[slot].set(new, mode="drop"), seen, stage)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax import keys
-from ddpm_jax.denoiser import Denoise
+from ddpm_jax import arguments, keys
+from ddpm_jax.denoiser import Denoise, check_denoise, evaluated
 from ddpm_jax.schedules import HasLevels, Level
 
 
@@ -49,7 +49,11 @@ def ode_log_likelihood(
 
     Raises:
         ValueError: a range of log_snr that is not finite, does not fall, or leaves the schedule; num_steps below 1.
+        TypeError: a key that is no typed key, no schedule or no Denoise, or an x that is not floating-point.
     """
+    arguments.check_schedule(schedule)
+    check_denoise(denoise)
+    arguments.check_floating("x", x)
     if not (np.all(np.isfinite(log_snr)) and log_snr[0] > log_snr[1]):
         raise ValueError(f"log_snr: expected two finite values, the first above the second, received {log_snr}")
     if num_steps < 1:
@@ -65,7 +69,7 @@ def ode_log_likelihood(
         probes = keys.draw(jax.random.rademacher, example_keys, x.shape[1:], x.dtype)
 
     def slope(x: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
-        flow = lambda x: level.sigma / 2 * (level.sigma * x - denoise(x, level).eps)  # noqa: E731
+        flow = lambda x: level.sigma / 2 * (level.sigma * x - evaluated(denoise, x, level).eps)  # noqa: E731
         return _with_divergence(flow, x, probes)
 
     def body(carry: tuple[jax.Array, jax.Array], at: tuple[Level, Level, Level]) -> tuple[Any, None]:

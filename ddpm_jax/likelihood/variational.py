@@ -20,8 +20,8 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
-from ddpm_jax import diffusion, keys
-from ddpm_jax.denoiser import Denoise, Denoised, p_reverse
+from ddpm_jax import arguments, diffusion, keys
+from ddpm_jax.denoiser import Denoise, Denoised, evaluated, p_reverse
 from ddpm_jax.diffusion import Gaussian, expand
 from ddpm_jax.schedules import HasLevels, Schedule, require_discrete
 
@@ -101,7 +101,9 @@ def prior(schedule: HasLevels, x0: jax.Array) -> jax.Array:
 
     Raises:
         ValueError: a schedule in continuous time.
+        TypeError: no schedule, or an x0 that is not floating-point.
     """
+    arguments.check_x0(x0)
     alpha_bar = require_discrete(schedule, "the bound").alpha_bar[-1]
     nats = 0.5 * (alpha_bar * x0**2 - alpha_bar - jnp.log1p(-alpha_bar))
     return _per_dimension(nats)
@@ -189,7 +191,8 @@ def bound(
         The Bound.
 
     Raises:
-        Same as `term`; TypeError: no key; ValueError: a schedule in continuous time.
+        Same as `term`; TypeError: no key, schedule or Denoise, or an x0 that is not floating-point; ValueError: a schedule
+        in continuous time.
 
     >>> from ddpm_jax import likelihood, schedules
     >>> x0, schedule = jnp.zeros((2, 4)), schedules.linear(1000)
@@ -199,12 +202,13 @@ def bound(
     ((2, 1000), 0.0)
     """
     schedule = require_discrete(schedule, "the bound")
+    arguments.check_x0(x0)
     example_keys = keys.per_example(keys.stream(key, "bound"), keys.global_ids(ids, len(x0)))
 
     def at(t: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise = keys.draw(jax.random.normal, keys.fold(example_keys, t), x0.shape[1:])
         x_t = diffusion.q_sample(schedule, x0, t, noise.astype(x0.dtype))
-        denoised = denoise(x_t, schedule.level(t))
+        denoised = evaluated(denoise, x_t, schedule.level(t))
         mse = jnp.mean((denoised.x0 - x0) ** 2, axis=range(1, x0.ndim))
         return term(schedule, denoised, x0, x_t, t, variance, decoder), mse
 

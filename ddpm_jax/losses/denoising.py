@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ddpm_jax import denoiser, diffusion, keys, likelihood
+from ddpm_jax import arguments, denoiser, diffusion, keys, likelihood
 from ddpm_jax.denoiser import Predict
 from ddpm_jax.losses import timesteps, weightings
 from ddpm_jax.losses.weightings import Weighting
@@ -53,9 +53,13 @@ def simple(
         is NaN, and so is the loss of a network that reads it.
 
     Raises:
-        TypeError: no key, a discrete schedule's t that is not an integer, or an x0 that is not floating-point.
-        ValueError: an unknown prediction or distance; a concrete t out of range; an output of another shape than x0; a
-            mean in continuous time.
+        TypeError: no key, no schedule or no function; a discrete schedule's t that is not an integer, or an x0 that is not
+            floating-point.
+        ValueError: an unknown prediction or distance; a concrete t out of range, or not [B]; an output of another shape than
+            x0; a mean in continuous time.
+
+    Warns:
+        UserWarning: prediction is "eps" or "score", and the schedule has no signal at its last step.
 
     >>> from ddpm_jax import losses, schedules
     >>> x0, predict = jnp.zeros((4, 32, 32, 3)), lambda x_t, t: jnp.zeros_like(x_t)
@@ -63,6 +67,8 @@ def simple(
     >>> loss.shape, round(float(loss.mean()), 1)  # predicting eps = 0 costs the variance of eps
     ((4,), 1.0)
     """
+    _check(schedule, predict, x0)
+    denoiser.warn_without_signal(schedule, prediction)
     level, x_t, eps, t = _diffuse(key, schedule, x0, ids, t)
     output, _ = denoiser.split(predict(x_t, t), x_t, "fixed_large")
     return _error(schedule, level, x0, eps, output, prediction, weighting, distance)
@@ -95,6 +101,8 @@ def vlb(
         As `simple`; ValueError: an unknown variance, or a schedule in continuous time.
     """
     schedule = require_discrete(schedule, "the bound")
+    _check(schedule, predict, x0)
+    denoiser.warn_without_signal(schedule, prediction)
     level, x_t, _, t = _diffuse(key, schedule, x0, ids, t)
     return _bound_term(schedule, level, x0, x_t, t, predict(x_t, t), prediction, variance)
 
@@ -132,6 +140,8 @@ def hybrid(
     schedule = require_discrete(schedule, "the bound")
     if variance not in ("learned", "learned_raw"):
         raise ValueError(f"variance: expected 'learned' or 'learned_raw' for the hybrid loss, received {variance!r}")
+    _check(schedule, predict, x0)
+    denoiser.warn_without_signal(schedule, prediction)
     level, x_t, eps, t = _diffuse(key, schedule, x0, ids, t)
     both = predict(x_t, t)
     output, _ = denoiser.split(both, x_t, variance)
@@ -142,12 +152,20 @@ def hybrid(
     return error + vlb_weight * _bound_term(schedule, level, x0, x_t, t, frozen, prediction, variance)
 
 
+def _check(schedule: HasLevels, predict: Predict, x0: jax.Array) -> None:
+    """Raises TypeError: no schedule, no function, or an x0 that is not floating-point."""
+    arguments.check_schedule(schedule)
+    denoiser.check_predict(predict)
+    arguments.check_x0(x0)
+
+
 def _diffuse(
     key: jax.Array, schedule: HasLevels, x0: jax.Array, ids: ArrayLike | None, t: ArrayLike | None
 ) -> tuple[Level, jax.Array, jax.Array, jax.Array]:
     """Draws eps, and t if it is not given; returns the noise level, x_t, eps, and t [B]."""
     ids = keys.global_ids(ids, len(x0))
     t = timesteps.uniform(key, schedule.num_steps, ids) if t is None else t
+    arguments.check_per_example("t", t, len(x0))
     eps = keys.draw(jax.random.normal, keys.per_example(keys.stream(key, "noise"), ids), x0.shape[1:])
     level = schedule.level(t)
     return level, diffusion.add_noise(level, x0, eps), eps, jnp.broadcast_to(level.t, (len(x0),))

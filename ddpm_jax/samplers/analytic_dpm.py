@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax import keys
-from ddpm_jax.denoiser import Denoise
+from ddpm_jax import arguments, keys
+from ddpm_jax.denoiser import Denoise, evaluated
 from ddpm_jax.diffusion import add_noise
 from ddpm_jax.samplers import base
 from ddpm_jax.schedules import Array, Level, Schedule, require_discrete, safe_divide
@@ -38,17 +38,24 @@ def mean_squared_eps(key: jax.Array, schedule: Schedule, denoise: Denoise, x0: j
 
     Returns:
         Gamma [T]; in [0, 1] for an exact model.
+
+    Raises:
+        TypeError: no key, no schedule or no Denoise, or an x0 that is not floating-point.
+        ValueError: a schedule in continuous time.
     """
+    schedule = require_discrete(schedule, "Analytic-DPM")
+    arguments.check_x0(x0)
 
     def at(t: jax.Array) -> jax.Array:
         noise_keys = keys.per_example(jax.random.fold_in(keys.stream(key, "gamma"), t), jnp.arange(len(x0)))
         level = schedule.level(t)
         x_t = add_noise(level, x0, base.normal(noise_keys, x0.shape).astype(x0.dtype))
-        return jnp.mean(jnp.square(denoise(x_t, level).eps.astype(jnp.float32)))
+        return jnp.mean(jnp.square(evaluated(denoise, x_t, level).eps.astype(jnp.float32)))
 
-    return jax.lax.map(at, jnp.arange(require_discrete(schedule, "Analytic-DPM").num_steps))
+    return jax.lax.map(at, jnp.arange(schedule.num_steps))
 
 
+@base.picklable
 def analytic_dpm(gamma: ArrayLike, clip: bool = True) -> base.Sampler:
     """Theorem 1 of Bao et al. 2022 (arXiv 2201.06503), with their estimate of E |eps|^2.
 
@@ -68,8 +75,9 @@ def analytic_dpm(gamma: ArrayLike, clip: bool = True) -> base.Sampler:
 
     Raises:
         ValueError: gamma is not one-dimensional, not finite, or negative.
+        TypeError: gamma is traced.
     """
-    table = np.asarray(gamma, np.float64)
+    table = arguments.known("gamma", gamma).astype(np.float64)
     if table.ndim != 1 or not np.all(np.isfinite(table) & (table >= 0)):
         raise ValueError(f"gamma: expected finite numbers of at least 0, [T], received shape {table.shape}: {table}")
 

@@ -7,20 +7,39 @@ them.
 
 from __future__ import annotations
 
+import functools
+import operator
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax import keys
+from ddpm_jax import arguments, denoiser, keys
 from ddpm_jax.denoiser import Denoise, Denoised
+from ddpm_jax.samplers import programs
 from ddpm_jax.schedules import Array, Level
 
+P = ParamSpec("P")
 
-class Sampler(NamedTuple):
+MOST_SIGNAL = 0.1
+"""Share of signal at the first level, alpha / hypot(alpha, sigma), above which starting from noise gives a warning."""
+
+
+class Functions(NamedTuple):
+    """The fields of a Sampler."""
+
+    plan: Callable[[Level], Any]
+    init: Callable[[jax.Array], Any]
+    step: Callable[[jax.Array | None, Denoise, jax.Array, Any, Any], tuple[jax.Array, Any, Denoised]]
+    order: int = 1
+    nfe: int = 1
+
+
+class Sampler(Functions):
     """A sampling method; the function that makes it binds its hyperparameters.
 
     Attributes:
@@ -29,13 +48,29 @@ class Sampler(NamedTuple):
         step: (keys [B] or None, denoise, x, state, coefficients) -> (x, state, denoised).
         order: Order of convergence of its formula, that of the drift if it is stochastic.
         nfe: Network evaluations per step.
+        recipe: (function, args, kwargs) that make it, for pickling (see `picklable`); None if it is made otherwise.
     """
 
-    plan: Callable[[Level], Any]
-    init: Callable[[jax.Array], Any]
-    step: Callable[[jax.Array | None, Denoise, jax.Array, Any, Any], tuple[jax.Array, Any, Denoised]]
-    order: int = 1
-    nfe: int = 1
+    recipe: tuple[Callable[..., Sampler], tuple, dict[str, Any]] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), tuple(self)) if self.recipe is None else (_made, self.recipe)
+
+
+def _made(make: Callable[..., Sampler], args: tuple, kwargs: dict[str, Any]) -> Sampler:
+    return make(*args, **kwargs)
+
+
+def picklable(make: Callable[P, Sampler]) -> Callable[P, Sampler]:
+    """Makes the samplers of a module's function picklable: they are pickled as its name and arguments."""
+
+    @functools.wraps(make)
+    def remembering(*args: P.args, **kwargs: P.kwargs) -> Sampler:
+        sampler = Sampler(*make(*args, **kwargs))
+        sampler.recipe = (remembering, args, kwargs)
+        return sampler
+
+    return remembering
 
 
 def sample(
@@ -49,6 +84,9 @@ def sample(
     remat: bool = False,
 ) -> jax.Array:
     """Samples along a grid of levels, in memory that does not grow with the number of steps.
+
+    Outside of `jit`, calls of the same network, method, number of steps and shapes share one compiled program. Each call still
+    traces the network, which a `jax.jit` around `sample` does once.
 
     Args:
         key: A typed key. May be None if nothing is random: x_init is given and the sampler is deterministic.
@@ -65,8 +103,11 @@ def sample(
         The samples, [B, ...].
 
     Raises:
-        TypeError: a missing key.
+        TypeError: a missing key, or an argument that is not what it should be, such as a sampler that has not been called.
         ValueError: a grid that the sampler does not accept, or an x_init or ids of the wrong shape.
+
+    Warns:
+        UserWarning: x_init is not given, and the first level has more than a tenth of signal, which noise has not.
 
     Example:
         Standard normal data, for which the optimal network predicts eps = sigma_t x_t:
@@ -81,7 +122,7 @@ def sample(
         >>> x.shape, round(float(x.std()), 1)
         ((1000, 2), 1.0)
     """
-    return sample_path(key, sampler, denoise, levels, shape, ids, x_init, lambda x, denoised: None, remat)[0]
+    return _sample(key, sampler, denoise, levels, shape, ids, x_init, lambda x, denoised: None, remat)[0]
 
 
 def sample_path(
@@ -107,29 +148,93 @@ def sample_path(
     Raises:
         Same as `sample`.
     """
-    if np.ndim(levels.alpha) != 1 or len(levels.alpha) < 2:
-        raise ValueError(f"levels: expected a grid [N + 1], N at least 1, received shape {np.shape(levels.alpha)}")
-    ids = jnp.arange(shape[0]) if ids is None else ids
-    if np.shape(ids) != (shape[0],):
-        raise ValueError(f"ids: expected shape {(shape[0],)}, received {np.shape(ids)}")
-    x = initial_noise(key, levels, shape, ids) if x_init is None else x_init
-    if x.shape != tuple(shape):
-        raise ValueError(f"x_init: expected shape {tuple(shape)}, received {x.shape}")
+    arguments.check_function("keep", keep, "a function (x, Denoised) -> the pytree to store")
+    return _sample(key, sampler, denoise, levels, shape, ids, x_init, keep, remat)
+
+
+def _sample(
+    key: jax.Array | None,
+    sampler: Sampler,
+    denoise: Denoise,
+    levels: Level,
+    shape: Sequence[int],
+    ids: ArrayLike | None,
+    x_init: jax.Array | None,
+    keep: Callable[[jax.Array, Denoised], Any],
+    remat: bool,
+) -> tuple[jax.Array, Any]:
+    """As `sample_path`."""
+    shape = checked_shape(shape)
+    check_arguments(sampler, denoise, levels)
+    ids = jnp.asarray(keys.global_ids(ids, shape[0]))
+    if x_init is None:
+        _warn_signal(levels)
+    x = initial_noise(key, levels, shape, ids) if x_init is None else _checked_start(x_init, shape)
 
     # all coefficients beforehand, then one scan over the steps, each with its own noise
     noise_key = None if key is None else keys.stream(key, "noise")
     plan = jax.tree.map(lambda a: _at_precision_of(x, a), sampler.plan(levels))
+    evaluate = functools.partial(denoiser.evaluated, denoise)
 
-    def body(carry, xs):
-        (x, state), (index, coefficients) = carry, xs
-        step_keys = None if noise_key is None else keys.per_example(jax.random.fold_in(noise_key, index), ids)
-        x_next, state, denoised = sampler.step(step_keys, denoise, x, state, coefficients)
-        x_next = x_next.astype(x.dtype)
-        return (x_next, state), keep(x_next, denoised)
+    def loop(x: jax.Array, state: Any, noise_key: jax.Array | None, ids: jax.Array, plan: Any):
+        def body(carry, xs):
+            (x, state), (index, coefficients) = carry, xs
+            step_keys = None if noise_key is None else keys.per_example(jax.random.fold_in(noise_key, index), ids)
+            x_next, state, denoised = sampler.step(step_keys, evaluate, x, state, coefficients)
+            x_next = x_next.astype(x.dtype)
+            return (x_next, state), keep(x_next, denoised)
 
-    body = jax.checkpoint(body, prevent_cse=False) if remat else body
-    (x, _), kept = jax.lax.scan(body, (x, sampler.init(x)), (jnp.arange(len(levels.alpha) - 1), plan))
+        body = jax.checkpoint(body, prevent_cse=False) if remat else body
+        return jax.lax.scan(body, (x, state), (jnp.arange(len(levels.alpha) - 1), plan))
+
+    (x, _), kept = programs.call(loop, x, sampler.init(x), noise_key, ids, plan)
     return x, kept
+
+
+def check_sampler(sampler: Any, name: str = "sampler") -> None:
+    """Raises TypeError unless a sampler has the functions of a Sampler; `samplers.ddim` without () has not."""
+    if isinstance(sampler, type) or not all(callable(getattr(sampler, name, None)) for name in ("plan", "init", "step")):
+        raise TypeError(f"{name}: expected a Sampler such as samplers.ddim(), received {arguments.described(sampler)}")
+
+
+def check_arguments(sampler: Any, denoise: Any, levels: Any) -> None:
+    """Raises TypeError or ValueError unless they are a Sampler, a function, and a grid of one step or more."""
+    check_sampler(sampler)
+    denoiser.check_denoise(denoise)
+    arguments.check_grid(levels)
+    if len(levels.alpha) < 2:
+        raise ValueError(f"levels: expected a grid [N + 1], N at least 1, received shape {np.shape(levels.alpha)}")
+
+
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of samples as a tuple, [B, ...], or TypeError."""
+    try:
+        sizes = tuple(map(operator.index, shape))
+    except TypeError:
+        sizes = ()
+    if not sizes:
+        raise TypeError(
+            f"shape: expected integers, the batch size first, such as (16, 32, 32, 3), received {arguments.described(shape)}"
+        )
+    return sizes
+
+
+def _checked_start(x_init: Any, shape: tuple[int, ...]) -> jax.Array:
+    arguments.check_floating("x_init", x_init)
+    arguments.check_shape("x_init", x_init, shape, "shape")
+    return x_init
+
+
+def _warn_signal(levels: Level) -> None:
+    """Warns if the first level of a grid has signal, and its values are known: noise is no sample of it."""
+    if is_traced(levels):
+        return
+    alpha, sigma = float(levels.alpha[0]), float(levels.sigma[0])
+    signal = alpha / np.hypot(alpha, sigma)
+    if signal > MOST_SIGNAL:
+        warnings.warn(f"levels: expected nearly pure noise at the first level, where samples start from noise, received "
+                      f"alpha = {signal:.2f} at t = {levels.t[0]}; use a noisier schedule or grid, or pass x_init",
+                      stacklevel=4)  # fmt: skip
 
 
 def initial_noise(key: jax.Array | None, levels: Level, shape: Sequence[int], ids: ArrayLike) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_jax import arguments
 from ddpm_jax.samplers import base
 from ddpm_jax.schedules import Array, HasLevels, Level, safe_divide
 
@@ -29,7 +30,16 @@ class Churn(NamedTuple):
 
 
 def checked(churn: Churn, schedule: HasLevels | None) -> Churn:
-    """Returns churn, or raises ValueError: a negative amount, an empty range, or an amount without a schedule."""
+    """Returns churn.
+
+    Raises:
+        TypeError: no Churn, or no schedule.
+        ValueError: a negative amount, an empty range, or an amount without a schedule.
+    """
+    if not all(hasattr(churn, name) for name in Churn._fields):
+        raise TypeError(f"churn: expected a Churn such as samplers.Churn(40.0), received {arguments.described(churn)}")
+    if schedule is not None:
+        arguments.check_schedule(schedule)
     if not 0 <= churn.amount < np.inf:
         raise ValueError(f"churn: expected a finite amount of at least 0, received {churn.amount}")
     if not 0 <= churn.low < churn.high or not 0 <= churn.noise < np.inf:

@@ -20,6 +20,7 @@ class Coefficients(NamedTuple):
     std: Array
 
 
+@base.picklable
 def ddim(eta: float = 0.0) -> base.Sampler:
     """Eq. 12 of Song et al. 2020: keep the estimated noise, or replace part of it with new noise.
 

@@ -24,6 +24,7 @@ class Coefficients(NamedTuple):
     log_range: Array
 
 
+@base.picklable
 def ddpm(variance: str = "fixed_large") -> base.Sampler:
     """The reverse process of Ho et al. 2020: the mean of q(x_s | x_t, x0), plus noise.
 

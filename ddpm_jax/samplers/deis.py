@@ -13,6 +13,7 @@ from ddpm_jax.schedules import Array, Level
 VARIABLES = ("log_rho", "rho")
 
 
+@base.picklable
 def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = False) -> base.Sampler:
     """AB-DEIS (Eq. 14 of the paper): a polynomial through the last values of eps.
 

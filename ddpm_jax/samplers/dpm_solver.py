@@ -14,6 +14,7 @@ VARIANTS = ("midpoint", "heun")
 SECOND_DIFFERENCES = ("corrected", "published")
 
 
+@base.picklable
 def dpm_solver_pp(
     order: int = 2,
     variant: str = "midpoint",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax import arguments
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.samplers import base
 from ddpm_jax.samplers.dpm_solver import VARIANTS, psi
@@ -26,6 +27,7 @@ class Coefficients(NamedTuple):
     change: Array
 
 
+@base.picklable
 def dpm_solver_pp_2s(schedule: HasLevels, variant: str = "midpoint", ratio: float = 0.5) -> base.Sampler:
     """Order 2 without past outputs: x0 is evaluated a second time, at lambda_u = lambda_t + ratio h.
 
@@ -44,8 +46,10 @@ def dpm_solver_pp_2s(schedule: HasLevels, variant: str = "midpoint", ratio: floa
         The Sampler.
 
     Raises:
+        TypeError: no schedule.
         ValueError: an unknown variant, or a ratio out of range.
     """
+    arguments.check_schedule(schedule)
     if variant not in VARIANTS:
         raise ValueError(f"variant: expected one of {VARIANTS}, received {variant!r}")
     if not 0 < ratio < 1:

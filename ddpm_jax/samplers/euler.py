@@ -23,6 +23,7 @@ class Coefficients(NamedTuple):
     eps_scale: Array
 
 
+@base.picklable
 def euler(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Sampler:  # noqa: B008
     """Algorithm 2 of the paper without its correction (lines 9 to 11), in x / alpha and rho = sigma / alpha.
 

@@ -7,6 +7,7 @@ from ddpm_jax.samplers.multistep import Coefficients, multistep
 from ddpm_jax.schedules import Level
 
 
+@base.picklable
 def euler_ancestral(eta: float = 1.0, noise: float = 1.0) -> base.Sampler:
     """The sampler that k-diffusion calls sample_euler_ancestral, in x / alpha and rho = sigma / alpha.
 

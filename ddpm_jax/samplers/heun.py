@@ -23,6 +23,7 @@ class Coefficients(NamedTuple):
     change: Array
 
 
+@base.picklable
 def heun(schedule: HasLevels | None = None, churn: Churn = Churn()) -> base.Sampler:  # noqa: B008
     """Algorithm 2 of the paper: Euler's step, then the mean of the slopes at its two ends.
 

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.denoiser import Denoise
+from ddpm_jax import arguments
+from ddpm_jax.denoiser import Denoise, warn_beyond_clip
 from ddpm_jax.diffusion import add_noise
 from ddpm_jax.samplers import base
 from ddpm_jax.samplers.restart import restart
 from ddpm_jax.schedules import Array, Level
 
 
+@base.picklable
 def inpaint(sampler: base.Sampler, known: jax.Array, mask: Array, noise: jax.Array | None = None) -> base.Sampler:
     """Replacement (Song et al. 2021, arXiv 2011.13456, appendix I.2): known pixels are sampled from q(x_s | known).
 
@@ -35,12 +37,18 @@ def inpaint(sampler: base.Sampler, known: jax.Array, mask: Array, noise: jax.Arr
         The Sampler.
 
     Raises:
+        TypeError: no Sampler, or known data that are not floating-point.
         ValueError: a mask of another shape, outside [0, 1] or all zero; noise of another shape; and, when it samples, x
             of another shape.
+
+    Warns:
+        UserWarning: when it samples, known data outside the range to which the denoiser clips.
     """
+    base.check_sampler(sampler)
+    arguments.check_floating("known", known)
     mask = checked_mask(mask, known)
-    if noise is not None and noise.shape != known.shape:
-        raise ValueError(f"noise: expected shape {known.shape}, received {noise.shape}")
+    if noise is not None:
+        arguments.check_shape("noise", noise, known.shape, "shape")
 
     def plan(levels: Level) -> tuple[Any, Level]:
         base.check_decreasing(levels, "inpaint")
@@ -52,6 +60,7 @@ def inpaint(sampler: base.Sampler, known: jax.Array, mask: Array, noise: jax.Arr
         return sampler.init(x)
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: Any, coefficients: tuple[Any, Level]):
+        warn_beyond_clip(denoise, "known", known)
         ours, theirs = base.split(keys, 2)
         c, s = coefficients
         x_s, state, denoised = sampler.step(theirs, denoise, x, state, c)
@@ -63,6 +72,7 @@ def inpaint(sampler: base.Sampler, known: jax.Array, mask: Array, noise: jax.Arr
     return base.Sampler(plan, init, step, sampler.order, sampler.nfe)
 
 
+@base.picklable
 def repaint(sampler: base.Sampler, known: jax.Array, mask: Array) -> base.Sampler:
     """RePaint, Algorithm 1 of Lugmayr et al. 2022 (arXiv 2201.09865): replacement, on a grid that goes back and forth.
 
@@ -84,8 +94,8 @@ def repaint(sampler: base.Sampler, known: jax.Array, mask: Array) -> base.Sample
 
 def checked_mask(mask: Array, known: jax.Array) -> jax.Array:
     """The mask in the shape and dtype of the data; ValueError as in `inpaint`."""
-    if mask.shape not in (known.shape, (*known.shape[:-1], 1)):
-        raise ValueError(f"mask: expected shape {known.shape}, its last axis perhaps 1, received {mask.shape}")
+    if np.shape(mask) not in (known.shape, (*known.shape[:-1], 1)):
+        raise ValueError(f"mask: expected shape {known.shape}, its last axis perhaps 1, received {np.shape(mask)}")
     if not isinstance(mask, jax.core.Tracer):
         values = np.asarray(mask, np.float32)
         if not np.all((values >= 0) & (values <= 1)):

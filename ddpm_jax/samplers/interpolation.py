@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax import diffusion, keys
+from ddpm_jax import arguments, diffusion, keys
 from ddpm_jax.denoiser import Denoise
 from ddpm_jax.samplers.base import Sampler, initial_noise, sample, sample_path
 from ddpm_jax.schedules import Level
@@ -37,8 +37,10 @@ def tail(levels: Level, t: int) -> Level:
         t: At least the time of the last level but one.
 
     Raises:
-        ValueError: no step is left.
+        ValueError: no step is left, or levels are no grid.
+        TypeError: levels are no Level.
     """
+    arguments.check_grid(levels)
     start = int(np.argmax(np.asarray(levels.t) <= t))
     if levels.t[start] > t or start == len(levels.t) - 1:
         raise ValueError(f"t: expected at least {levels.t[-2]}, the last time of the grid, received {t}")
@@ -104,6 +106,8 @@ def interpolate(
     """
     if not all(0 <= fraction <= 1 for fraction in fractions):
         raise ValueError(f"fractions: expected values in [0, 1], received {fractions}")
+    arguments.check_floating("a", a)
+    arguments.check_shape("b", b, a.shape, "the shape of a")
     rest = tail(levels, t)
     level = Level(*(jnp.asarray(part[0]) for part in rest))
     ids = jnp.arange(len(a))
@@ -142,6 +146,8 @@ def slerp(
     """
     if not all(0 <= fraction <= 1 for fraction in fractions):
         raise ValueError(f"fractions: expected values in [0, 1], received {fractions}")
+    arguments.check_floating("a", a)
+    arguments.check_shape("b", b, a.shape, "the shape of a")
     axes = tuple(range(1, a.ndim))
     lengths = jnp.sqrt(jnp.sum(a**2, axes, keepdims=True) * jnp.sum(b**2, axes, keepdims=True))
     theta = jnp.arccos(jnp.sum(a * b, axes, keepdims=True) / lengths)

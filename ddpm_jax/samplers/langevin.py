@@ -20,6 +20,7 @@ class Coefficients(NamedTuple):
     level: Level
 
 
+@base.picklable
 def langevin(predictor: base.Sampler, snr: float = 0.16, num_corrections: int = 1) -> base.Sampler:
     """Predictor-corrector sampling, Algorithms 3 and 5 of the paper (appendix G).
 
@@ -41,8 +42,10 @@ def langevin(predictor: base.Sampler, snr: float = 0.16, num_corrections: int = 
         The Sampler.
 
     Raises:
+        TypeError: predictor is no Sampler.
         ValueError: an snr or num_corrections out of range.
     """
+    base.check_sampler(predictor, "predictor")
     if not 0 < snr < float("inf"):
         raise ValueError(f"snr: expected a finite number above 0, received {snr}")
     if num_corrections < 1:

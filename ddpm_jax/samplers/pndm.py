@@ -15,6 +15,7 @@ ADAMS_BASHFORTH = np.array(
 )
 
 
+@base.picklable
 def pndm(start: str = "multistep", lower_order_final: bool = False) -> base.Sampler:
     """PLMS, the linear multistep method of PNDM (Eqs. 11 and 12 of the paper).
 

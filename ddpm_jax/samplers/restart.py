@@ -28,6 +28,7 @@ class Coefficients(NamedTuple):
     std: Array
 
 
+@base.picklable
 def restart(sampler: base.Sampler) -> base.Sampler:
     """Restart sampling: a sampler on a grid that repeatedly goes back to noise and returns to the data.
 
@@ -45,7 +46,12 @@ def restart(sampler: base.Sampler) -> base.Sampler:
 
     Returns:
         The Sampler.
+
+    Raises:
+        TypeError: no Sampler; when it samples, traced levels.
+        ValueError: when it samples, a grid that stays at a level, or stretches that the wrapped sampler does not accept.
     """
+    base.check_sampler(sampler)
 
     def plan(levels: Level) -> Coefficients:
         base.check_distinct(levels, "restart")

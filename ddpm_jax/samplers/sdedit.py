@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ddpm_jax import keys
-from ddpm_jax.denoiser import Denoise
+from ddpm_jax import arguments, keys
+from ddpm_jax.denoiser import Denoise, warn_beyond_clip
 from ddpm_jax.diffusion import add_noise
 from ddpm_jax.samplers import base
 from ddpm_jax.samplers.grids import starting_at
@@ -37,11 +36,17 @@ def sdedit(
     Raises:
         TypeError: a missing key, or x0 that is not floating-point.
         ValueError: strength outside [0, 1], or same as `sample`.
+
+    Warns:
+        UserWarning: x0 outside the range to which denoise clips.
     """
+    base.check_arguments(sampler, denoise, levels)
+    arguments.check_x0(x0)
+    warn_beyond_clip(denoise, "x0", x0)
     part = starting_at(levels, strength)
     if len(part.alpha) == 1:
         return x0
-    ids = jnp.arange(len(x0)) if ids is None else ids
+    ids = keys.global_ids(ids, len(x0))
     first = Level(*(a[0] for a in part))
     noise = base.normal(None if key is None else keys.per_example(keys.stream(key, "init"), ids), x0.shape)
     return base.sample(key, sampler, denoise, part, x0.shape, ids, add_noise(first, x0, noise.astype(x0.dtype)))

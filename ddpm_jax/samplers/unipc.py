@@ -40,6 +40,7 @@ class Coefficients(NamedTuple):
     past: Array
 
 
+@base.picklable
 def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, lower_order_final: bool = False) -> base.Sampler:
     """UniPC-p, for x0 in lambda = log(alpha / sigma), multistep (Theorem 3.1 and Corollary 3.2).
 

@@ -8,6 +8,7 @@ number of steps, are discretizations of one process.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,20 +116,21 @@ def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> ContinuousSchedu
     """
     if not 0 < beta_min <= beta_max:
         raise ValueError(f"beta_min: expected 0 < beta_min <= beta_max, received {beta_min} and {beta_max}")
-    slope = beta_max - beta_min
+    rates = beta_min, beta_max - beta_min
+    return ContinuousSchedule(functools.partial(_linear_vp_log_snr, *rates), functools.partial(_linear_vp_time, *rates))
 
-    def log_snr(t: Array) -> Array:
-        xp = t.__array_namespace__()
-        noise = beta_min * t + slope / 2 * t**2  # -log alpha_bar
-        with np.errstate(divide="ignore"):
-            return -xp.log(xp.expm1(noise))
 
-    def time(log_snr: Array) -> Array:
-        xp = log_snr.__array_namespace__()
-        noise = xp.logaddexp(0.0, -log_snr)
-        return 2 * noise / (beta_min + xp.sqrt(beta_min**2 + 2 * slope * noise))  # no cancellation near t = 0
+def _linear_vp_log_snr(beta_min: float, slope: float, t: Array) -> Array:
+    xp = t.__array_namespace__()
+    noise = beta_min * t + slope / 2 * t**2  # -log alpha_bar
+    with np.errstate(divide="ignore"):
+        return -xp.log(xp.expm1(noise))
 
-    return ContinuousSchedule(log_snr, time)
+
+def _linear_vp_time(beta_min: float, slope: float, log_snr: Array) -> Array:
+    xp = log_snr.__array_namespace__()
+    noise = xp.logaddexp(0.0, -log_snr)
+    return 2 * noise / (beta_min + xp.sqrt(beta_min**2 + 2 * slope * noise))  # no cancellation near t = 0
 
 
 def cosine(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> ContinuousSchedule:
@@ -150,18 +152,19 @@ def cosine(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> ContinuousS
         raise ValueError(f"log_snr_min: expected below log_snr_max, received {log_snr_min} and {log_snr_max}")
     start, end = (float(np.arctan(np.exp(-bound / 2))) for bound in (log_snr_max, log_snr_min))
     rest = float(np.arctan(np.exp(log_snr_min / 2)))  # pi / 2 - end
+    return ContinuousSchedule(functools.partial(_cosine_log_snr, start, end, rest), functools.partial(_cosine_time, start, end))
 
-    def log_snr(t: Array) -> Array:
-        xp = t.__array_namespace__()
-        noise, signal = start + (end - start) * t, rest + (end - start) * (1 - t)  # cos(noise) = sin(signal), exact near t = 1
-        with np.errstate(divide="ignore"):
-            return 2 * (xp.log(xp.sin(signal)) - xp.log(xp.sin(noise)))
 
-    def time(log_snr: Array) -> Array:
-        xp = log_snr.__array_namespace__()
-        return (xp.arctan(xp.exp(-log_snr / 2)) - start) / (end - start)
+def _cosine_log_snr(start: float, end: float, rest: float, t: Array) -> Array:
+    xp = t.__array_namespace__()
+    noise, signal = start + (end - start) * t, rest + (end - start) * (1 - t)  # cos(noise) = sin(signal), exact near t = 1
+    with np.errstate(divide="ignore"):
+        return 2 * (xp.log(xp.sin(signal)) - xp.log(xp.sin(noise)))
 
-    return ContinuousSchedule(log_snr, time)
+
+def _cosine_time(start: float, end: float, log_snr: Array) -> Array:
+    xp = log_snr.__array_namespace__()
+    return (xp.arctan(xp.exp(-log_snr / 2)) - start) / (end - start)
 
 
 def shifted(schedule: ContinuousSchedule, ratio: float) -> ContinuousSchedule:
@@ -182,4 +185,14 @@ def shifted(schedule: ContinuousSchedule, ratio: float) -> ContinuousSchedule:
     if not ratio > 0:
         raise ValueError(f"ratio: expected above 0, received {ratio}")
     shift = 2 * float(np.log(ratio))
-    return ContinuousSchedule(lambda t: schedule.log_snr(t) + shift, lambda log_snr: schedule.time(log_snr - shift))
+    return ContinuousSchedule(
+        functools.partial(_shifted_log_snr, schedule, shift), functools.partial(_shifted_time, schedule, shift)
+    )
+
+
+def _shifted_log_snr(schedule: ContinuousSchedule, shift: float, t: Array) -> Array:
+    return schedule.log_snr(t) + shift
+
+
+def _shifted_time(schedule: ContinuousSchedule, shift: float, log_snr: Array) -> Array:
+    return schedule.time(log_snr - shift)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from ddpm_jax import arguments
 from ddpm_jax.schedules.level import Array, HasLevels, Level, lookup, signal_and_noise
 
 
@@ -71,8 +72,8 @@ class Schedule(NamedTuple):
 
     @property
     def log_snr(self) -> np.ndarray:
-        """log(alpha^2 / sigma^2) of every step, float64 [T], falling; -inf if alpha is 0."""
-        alpha, sigma = np.asarray(self.alpha, np.float64), np.asarray(self.sigma, np.float64)
+        """log(alpha^2 / sigma^2) of every step, float64 [T], falling; -inf if alpha is 0. TypeError if it is traced."""
+        alpha, sigma = (arguments.known("schedule", a).astype(np.float64) for a in (self.alpha, self.sigma))
         return np.asarray(Level(np.arange(self.num_steps), alpha, sigma).log_snr)
 
     def level_at(self, log_snr: ArrayLike) -> Level:
@@ -89,6 +90,7 @@ class Schedule(NamedTuple):
 
         Raises:
             ValueError: log_snr is concrete and out of range.
+            TypeError: the schedule's values are traced.
         """
         table, known = self.log_snr, not isinstance(log_snr, jax.core.Tracer)
         wanted: Array = np.asarray(log_snr, np.float64) if known else jnp.asarray(log_snr)
@@ -120,8 +122,9 @@ def from_betas(betas: ArrayLike) -> Schedule:
 
     Raises:
         ValueError: betas is not one-dimensional, is empty, or has a value outside (0, 1).
+        TypeError: betas is traced. Build the schedule outside of `jit` and `vmap`, which take schedules as arguments.
     """
-    beta = np.asarray(betas, np.float64)
+    beta = arguments.known("betas", betas).astype(np.float64)
     if beta.ndim != 1 or len(beta) == 0:
         raise ValueError(f"betas: expected one dimension [T], received shape {beta.shape}")
     if not np.all((beta > 0) & (beta < 1)):
@@ -140,8 +143,9 @@ def from_log_snr(log_snr: ArrayLike) -> Schedule:
 
     Raises:
         ValueError: log_snr is not one-dimensional, is empty, or does not fall.
+        TypeError: log_snr is traced.
     """
-    log_snr = np.asarray(log_snr, np.float64)
+    log_snr = arguments.known("log_snr", log_snr).astype(np.float64)
     if log_snr.ndim != 1 or len(log_snr) == 0:
         raise ValueError(f"log_snr: expected one dimension [T], received shape {log_snr.shape}")
     if not (np.all(np.diff(log_snr) < 0) and np.all(np.isfinite(log_snr[:-1])) and log_snr[-1] < np.inf):
@@ -292,11 +296,13 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
     Raises:
         ValueError: the schedule has one step.
+        TypeError: the schedule's values are traced.
     """
-    if schedule.num_steps < 2:
+    if require_discrete(schedule, "zero terminal SNR").num_steps < 2:
         raise ValueError(f"schedule: expected at least 2 steps, received {schedule.num_steps}")
+    beta = arguments.known("schedule", schedule.beta).astype(np.float64)
     with np.errstate(divide="ignore"):
-        alpha = np.exp(np.cumsum(np.log1p(-np.asarray(schedule.beta, np.float64))) / 2)  # more accurate than the stored alpha
+        alpha = np.exp(np.cumsum(np.log1p(-beta)) / 2)  # more accurate than the stored alpha
         alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
         beta = 1 - (alpha / np.append(1, alpha[:-1])) ** 2
         return _from_log_alpha_bar(2 * np.log(alpha), beta)
@@ -314,14 +320,17 @@ def require_discrete(schedule: HasLevels, purpose: str) -> Schedule:
 
     Raises:
         ValueError: the schedule is in continuous time.
+        TypeError: it is no schedule.
     """
+    arguments.check_schedule(schedule)
     if schedule.num_steps is None:
         raise ValueError(f"schedule: expected one with a number of steps for {purpose}, received one in continuous time")
     return cast(Schedule, schedule)
 
 
 def checked_num_steps(num_steps: int) -> int:
-    """Returns num_steps, or raises ValueError if it is below 1."""
+    """Returns num_steps, or raises ValueError if it is below 1 and TypeError if it is no integer."""
+    arguments.check_integer("num_steps", num_steps)
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, received {num_steps}")
     return num_steps

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from ddpm_jax import arguments
+
 Array = jax.Array | np.ndarray
 
 
@@ -63,10 +65,14 @@ def log_snr_range(schedule: HasLevels, cleanest: float = 1e-3) -> tuple[float, f
     Args:
         schedule: In discrete or continuous time.
         cleanest: The time of the largest, in (0, 1), if time is continuous; 1/1000 is the first of 1,000 steps.
+
+    Raises:
+        TypeError: no schedule, or one whose values are traced.
     """
+    arguments.check_schedule(schedule)
     with jax.ensure_compile_time_eval():  # concrete numbers, also inside a compiled function
         level = schedule.level(np.array([cleanest, 1.0]) if schedule.num_steps is None else np.arange(schedule.num_steps))
-    log_snr = Level(*(np.asarray(a, np.float64) for a in level)).log_snr
+    log_snr = Level(*(arguments.known("schedule", a).astype(np.float64) for a in level)).log_snr
     finite = log_snr[np.isfinite(log_snr)]
     return float(finite[-1]), float(finite[0])
 

@@ -1,5 +1,7 @@
 """Properties of every sampler; test_base.py has them for DDPM and DDIM."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,3 +250,22 @@ def test_rematerialisation_saves_memory_and_changes_nothing():
     np.testing.assert_allclose(saved(x), whole(x), rtol=1e-3, atol=1e-5)
     assert saved.memory_analysis().temp_size_in_bytes < whole.memory_analysis().temp_size_in_bytes / 2
     assert saved.memory_analysis().temp_size_in_bytes < (50 * 3 + 40) * x.nbytes
+
+
+@every_method
+def test_it_can_be_pickled(name):
+    sampler, levels = METHODS[name], grid(name)
+    again = pickle.loads(pickle.dumps(sampler))
+    assert (again.order, again.nfe) == (sampler.order, sampler.nfe)
+    plan, found = (jax.tree.leaves(a.plan(levels)) for a in (sampler, again))
+    assert all(np.array_equal(a, b) for a, b in zip(plan, found, strict=True))
+    if name in STEPS:
+        draw = lambda sampler: samplers.sample(KEY, sampler, DENOISE, levels, (4, 3), x_init=KNOWN)  # noqa: E731
+        np.testing.assert_array_equal(draw(again), draw(sampler))
+
+
+def test_a_sampler_with_other_functions_has_no_recipe_of_its_own():
+    changed = samplers.ddim()._replace(step=predict)
+    assert changed.recipe is None and pickle.loads(pickle.dumps(samplers.Sampler(predict, predict, predict))).step is predict
+    with pytest.raises((AttributeError, pickle.PicklingError), match="ddim"):
+        pickle.dumps(changed)

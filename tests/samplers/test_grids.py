@@ -46,6 +46,27 @@ def test_every_grid_falls_within_the_schedule_without_repeats(spacing):
         assert t[0] == 999 or spacing in ("leading", "quadratic")
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "first"), [(5, 800), (30, 957), (90, 979), (250, 996), (334, 997), (501, 998), (600, 998), (999, 998)]
+)
+def test_leading_steps_start_at_the_noise_also_if_they_do_not_divide_the_schedule(num_steps, first):
+    """DDIM's and diffusers' stride T // N, unless that leaves more than two strides above it, as 334, 501 and 600 would."""
+    t = grids.spaced(SCHEDULE, num_steps).t[:-1]
+    assert (len(t), t[0], t[-1]) == (num_steps, first, 0)
+    if num_steps in (5, 30, 90, 250, 999):
+        np.testing.assert_array_equal(t[::-1], np.arange(num_steps) * (1000 // num_steps))
+    assert np.ptp(np.diff(t)) <= 1
+
+
+@pytest.mark.parametrize("total", [*range(1, 40), 101])
+def test_leading_steps_of_any_schedule_reach_its_last_two_strides(total):
+    schedule = schedules.constant(total)
+    for num_steps in range(1, total + 1):
+        t = grids.spaced(schedule, num_steps).t[:-1]
+        assert len(t) == num_steps
+        assert t[0] >= total - 2 * (total // num_steps) - 1
+
+
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])
 def test_a_number_of_steps_out_of_range_is_refused(num_steps):
     with pytest.raises(ValueError, match="1 to 1000"):
