@@ -62,7 +62,11 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     if arguments.is_traced(*constants):
         outputs = jax.core.eval_jaxpr(jaxpr, constants, *leaves)
     else:
-        run = jax.jit(lambda constants, leaves: jax.core.eval_jaxpr(jaxpr, constants, *leaves), keep_unused=True)
+        # a jaxpr of arguments alone: one with constants may hold them for as long as its program is kept
+        jaxpr = jax.make_jaxpr(lambda *a, of=jaxpr: jax.core.eval_jaxpr(of, a[: len(constants)], *a[len(constants) :]))(
+            *constants, *leaves
+        ).jaxpr
+        run = jax.jit(lambda constants, leaves: jax.core.eval_jaxpr(jaxpr, [], *constants, *leaves), keep_unused=True)
         text = run.lower(constants, leaves).as_text() + str([jax.typeof(a) for a in (*constants, *leaves)])
         outputs = first(Program(run, hashlib.sha256(text.encode()).digest())).run(constants, leaves)
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)

@@ -9,6 +9,7 @@ from ddpm_jax.denoiser import make_denoise
 from ddpm_jax.samplers import grids
 from ddpm_jax.schedules import Level, continuous
 
+pytestmark = pytest.mark.filterwarnings("ignore:prediction. expected v or x0")  # eps on the whole cosine, in closed form
 SCHEDULE = schedules.linear(1000)
 WHOLE = continuous.cosine(-np.inf, np.inf)
 """alpha = cos(pi t / 2), from clean data to pure noise."""
