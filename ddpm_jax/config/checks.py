@@ -61,8 +61,8 @@ FRACTIONS = ("network.dropout", "train.label_dropout", "diffusion.beta_start", "
 """Numbers in [0, 1)."""
 AT_MOST = {
     "diffusion.num_steps": 1_000_000, "sample.steps": 1_000_000, "sample.num": 10_000, "sample.num_restarts": 1000,
-    "network.num_blocks": 1000, "network.channels": 1_000_000, "data.image_size": 16_384, "train.accumulate": 10_000,
-    "train.steps_per_call": 10_000, "train.num_steps": 2**31 - 1, "train.batch_size": 2**31 - 1,
+    "network.num_blocks": 1000, "network.channels": 1_000_000, "network.num_classes": 1_000_000, "data.image_size": 16_384,
+    "train.accumulate": 10_000, "train.steps_per_call": 10_000, "train.num_steps": 2**31 - 1, "train.batch_size": 2**31 - 1,
     "optimizer.warmup_steps": 2**31 - 1,
 }  # fmt: skip
 """Limits far above any use, so that a number with too many digits is refused before it takes memory or time."""

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -143,13 +144,16 @@ def as_usage_error(option: str) -> Iterator[None]:
 def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None:
     """Runs a script's main; an early end becomes one line on stderr and an exit code, 2 for a UsageError, else 1.
 
+    Warnings are lines too, and come once each.
+
     Args:
         main: Takes the command line, without the program's name.
         section: Section of the config whose options have no prefix in this script: "sample." makes --sample.eta --eta.
     """
     enable_compilation_cache()
     try:
-        main(sys.argv[1:])
+        with _warnings_as_lines():
+            main(sys.argv[1:])
     except (UsageError, EarlyExit, FloatingPointError) as error:
         kind = "" if isinstance(error, EarlyExit) else "error: "
         print(
@@ -170,6 +174,21 @@ def run_script(main: Callable[[Sequence[str]], None], section: str = "") -> None
             raise
         traceback.print_exc(file=sys.__stderr__)
         _exit(1)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        line = " ".join(str(message).split())
+        if line not in said:
+            print(f"{pathlib.Path(sys.argv[0]).name}: note: {line}", file=sys.__stderr__, flush=True)
+        said.add(line)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _exit(code: int) -> NoReturn:

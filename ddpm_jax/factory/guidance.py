@@ -11,10 +11,10 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import guidance, networks
+from ddpm_jax import guidance, networks, schedules
 from ddpm_jax.config import Config, Network, Sample
 from ddpm_jax.config.cli import UsageError, as_usage_error
-from ddpm_jax.denoiser import Denoise, clipped
+from ddpm_jax.denoiser import Denoise, clipped, make_denoise
 from ddpm_jax.factory.load import LoadedRun
 from ddpm_jax.factory.network import bind
 from ddpm_jax.schedules import HasLevels
@@ -118,7 +118,7 @@ def _check_guidance(config: Config, weaker: LoadedRun | None) -> None:
     for name in ("guidance_interval", "guidance_rescale"):
         if getattr(sample, name) and sample.guidance in (0, 1):
             raise UsageError(f"--sample.{name}: expected with --sample.guidance above 1, received with {sample.guidance}")
-    unused = cast(Denoise, None)  # what follows only checks its numbers
+    unused = make_denoise(schedules.linear(1000), lambda x_t, t: x_t)  # what follows only checks its numbers
     with as_usage_error("--sample.guidance_interval"):
         guidance.classifier_free(unused, sample.guidance, sample.guidance_interval)
     with as_usage_error("--sample.guidance_rescale"):

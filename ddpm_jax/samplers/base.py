@@ -25,7 +25,7 @@ from ddpm_jax.schedules import Array, Level
 
 P = ParamSpec("P")
 
-MOST_SIGNAL = 0.1
+MOST_SIGNAL = 0.2
 """Share of signal at the first level, alpha / hypot(alpha, sigma), above which starting from noise gives a warning."""
 
 
