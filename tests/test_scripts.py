@@ -342,6 +342,7 @@ def test_real_cifar10_trains_through_npz_and_the_loss_falls(test_data, tmp_path)
         "train.py", "--config", "npz", "--workdir", tmp_path / "run", *SMALL, "--data.path", tmp_path / "cifar10" / "train.npz",
         "--network.channels", 16, "--network.attention_resolutions", 16, "--train.batch_size", 16, "--train.num_steps", 300,
         "--train.log_every", 50, "--optimizer.learning_rate", 1e-3, "--optimizer.warmup_steps", 20,
+        "--diffusion.schedule", "linear", "--diffusion.prediction", "eps",
         env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
