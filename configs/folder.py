@@ -2,9 +2,9 @@
 
     python train.py --config configs/folder.py --data.path pictures --workdir runs/mine
 
-The first grid, after 500 steps, shows colours and shapes. If all pictures are grayscale, so is the model. Folders of pictures are
-classes; `--network.num_classes N` conditions the model on them. For other sizes set --data.image_size and --network.multipliers,
-one number per resolution, each half the one before.
+The first grid, after 500 steps, shows colours and shapes. If all pictures are grayscale, so is the model. Folders of pictures
+are classes; `--network.num_classes N` conditions the model on them. For other sizes set --data.image_size and
+--network.multipliers, one number per resolution, each half the one before.
 
 Hardware: one GPU. Time and result: they depend on the data; not yet run at full length.
 """

@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -45,3 +46,35 @@ def test_the_previous_handlers_are_restored():
         assert not preemption.should_stop(1)
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_signal_interrupts_an_interactive_python_and_does_not_end_it():
+    """As in a notebook, where SIGINT is the stop button; afterwards the earlier handlers hold."""
+    code = CODE.replace("import time", "import signal, sys, time\nsys.ps1 = '>>> '", 1)
+    code = "\n".join(["try:", *(f"    {line}" for line in code.strip().splitlines())])
+    code += (
+        "\nexcept KeyboardInterrupt:\n    print('interrupted', signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "2 True\n"
+        time.sleep(2 * DEBOUNCE)
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "interrupted True\n")
+    assert "ended immediately" not in said
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with Preemption() as preemption:
+            found.extend([signal.getsignal(signal.SIGINT), preemption.should_stop(1)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before, False]
