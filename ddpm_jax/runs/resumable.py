@@ -60,7 +60,7 @@ def stored(path: str | os.PathLike[str], settings: Json) -> dict[int, Json]:
     complete = [line for line in lines if line.endswith("}\n")]
     if not complete:
         return {}
-    before, now = _flat(json.loads(complete[0])), _flat(json.loads(json.dumps(settings)))
+    before, now = flat(json.loads(complete[0])), flat(json.loads(json.dumps(settings)))
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if names:
         differences = "; ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in names)
@@ -70,11 +70,11 @@ def stored(path: str | os.PathLike[str], settings: Json) -> dict[int, Json]:
     return {part.pop("part"): part for part in map(json.loads, complete[1:])}
 
 
-def _flat(settings: Json, prefix: str = "") -> Json:
+def flat(settings: Json, prefix: str = "") -> Json:
     """Nested settings by their dotted names."""
     found: Json = {}
     for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
 
 

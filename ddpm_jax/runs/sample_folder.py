@@ -22,6 +22,7 @@ import numpy as np
 
 from ddpm_jax.data import images
 from ddpm_jax.devices.files import atomic_write
+from ddpm_jax.runs.resumable import flat
 
 SETTINGS = "settings.json"
 
@@ -219,7 +220,7 @@ def _of_batches(stored: dict[pathlib.Path, range], numbers: Iterable[int]) -> It
 def _differences(file: pathlib.Path, settings: dict[str, Any]) -> str:
     """How the settings in a file differ from others, of which alone it is compared; empty if they don't."""
     try:
-        before, now = _flat(json.loads(file.read_text())), _flat(settings)
+        before, now = flat(json.loads(file.read_text())), flat(settings)
     except (ValueError, AttributeError):
         return f"another {SETTINGS}"
     before = {name: value for name, value in before.items() if name.split(".")[0] in settings}
@@ -239,11 +240,3 @@ def _numbers(path: pathlib.Path, ending: str) -> range | None:
 
 def _overlap(a: range, b: range) -> bool:
     return a.start < b.stop and b.start < a.stop
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
