@@ -31,12 +31,16 @@ def checked(tree: T, flat: str = "", prefix: str = "") -> T:
             raise ValueError(f"{name}: expected {described(hints[field.name])}, received {value!r:.200}")
         if dataclasses.is_dataclass(value):
             values[field.name] = checked(value, flat, prefix if field.name == flat else f"{name}.")
-        elif value is not None and LocalPath in (hints[field.name], *typing.get_args(hints[field.name])):
+        elif value is not None and _is_path(hints[field.name]):
             try:
-                values[field.name] = local(value)
+                values[field.name] = tuple(map(local, value)) if isinstance(value, tuple) else local(value)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
     return dataclasses.replace(tree, **values)  # type: ignore[type-var]
+
+
+def _is_path(hint: Any) -> bool:
+    return hint == LocalPath or any(map(_is_path, typing.get_args(hint)))
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from ddpm_jax.config.cli import UsageError, as_usage_error, parse, run_script
+from ddpm_jax.config.paths import LocalPath
 from ddpm_jax.devices.files import replacing
 from ddpm_jax.runs.metric_writers import require
 
@@ -25,9 +26,9 @@ METRICS = ("loss", "grad_norm", "learning_rate", "images_per_second")
 class Options:
     """The runs to compare."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: tyro.conf.Positional[tuple[LocalPath, ...]]
     """Their folders."""
-    out: str = "metrics.png"
+    out: LocalPath = "metrics.png"
     """The plot, a .png file."""
 
 

@@ -5,6 +5,7 @@ import random
 from typing import Literal
 
 import pytest
+from tyro.conf import Positional
 
 from ddpm_jax import config
 from ddpm_jax.config import Config, paths, values
@@ -38,6 +39,21 @@ def test_paths_are_local(monkeypatch):
     for url in ("gs://b/run", "s3://b", "https://example.org/x.npz", "file:///tmp/x"):
         with pytest.raises(ValueError, match="mount the bucket"):
             paths.local(url)
+
+
+def test_every_kind_of_path_option_is_made_local(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        one: paths.LocalPath = "~/a"
+        maybe: paths.LocalPath | None = None
+        first: Positional[paths.LocalPath] = "~"
+        several: Positional[tuple[paths.LocalPath, ...]] = ("~/b", "c")
+        name: str = "~"
+
+    monkeypatch.setenv("HOME", "/h")
+    assert values.checked(Options()) == Options("/h/a", None, "/h", ("/h/b", "c"), "~")
+    with pytest.raises(ValueError, match="^several: expected a local path, received gs://b"):
+        values.checked(Options(several=("a", "gs://b")))
 
 
 def damaged(rng, value):
