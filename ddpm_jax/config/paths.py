@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-LocalPath = Annotated[str, tyro.conf.arg(metavar="PATH")]
+IS_PATH = tyro.conf.arg(metavar="PATH")
+LocalPath = Annotated[str, IS_PATH]
 """The type of options that are paths; `values.checked` makes each `local`."""
 
 

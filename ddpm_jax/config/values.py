@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal, TypeVar
 
-from ddpm_jax.config.paths import LocalPath, local
+from ddpm_jax.config.paths import IS_PATH, local
 
 T = TypeVar("T")
 
@@ -40,7 +40,8 @@ def checked(tree: T, flat: str = "", prefix: str = "") -> T:
 
 
 def _is_path(hint: Any) -> bool:
-    return hint == LocalPath or any(map(_is_path, typing.get_args(hint)))
+    is_marked = IS_PATH in getattr(hint, "__metadata__", ())
+    return is_marked or any(map(_is_path, typing.get_args(hint)))
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -52,7 +52,7 @@ def test_every_kind_of_path_option_is_made_local(monkeypatch):
 
     monkeypatch.setenv("HOME", "/h")
     assert values.checked(Options()) == Options("/h/a", None, "/h", ("/h/b", "c"), "~")
-    with pytest.raises(ValueError, match="^several: expected a local path, received gs://b"):
+    with pytest.raises(ValueError, match=r"^several: expected a local path, received gs://b"):
         values.checked(Options(several=("a", "gs://b")))
 
 
