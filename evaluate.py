@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     with progress.Progress(num, "image", "measuring") as shown:
         name, measure, settings = measurement(options, model, source, num, shown)
         settings = {"step": model.step, "ema": options.ema, "data": dataclasses.asdict(options.data), "num": num} | settings
-        settings["weights"] = fingerprint(model.params)[:16]
+        settings["weights"] = fingerprint(model.params)
         with as_usage_error("--out"):
             folder.mkdir(parents=True, exist_ok=True)
             known = stored(folder / f"{name}.jsonl", settings)

@@ -116,9 +116,10 @@ def read_data(config: Config) -> tuple[Source, tuple[int, int, int]]:
     """The images, and their shape (H, W, C)."""
     with progress.doing("reading the data"):
         source = factory.make_source(config.data)
-        factory.check_labels(config.network, source)
         with as_usage_error("--data"):
-            return source, source[0]["image"].shape
+            image_shape = source[0]["image"].shape
+    factory.check_labels(config.network, source)
+    return source, image_shape
 
 
 def read_batches(config: Config, source: Source, mesh: Mesh) -> MapDataset:

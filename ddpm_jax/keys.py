@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from ddpm_jax import arguments
@@ -89,8 +90,8 @@ def global_ids(ids: ArrayLike | None, batch_size: int) -> ArrayLike:
     """The global example indices: ids if given, otherwise 0..batch_size-1; ValueError if ids has another shape than [B]."""
     if ids is None:
         return jnp.arange(batch_size)
-    if jnp.shape(ids) != (batch_size,):
-        raise ValueError(f"ids: expected shape {(batch_size,)}, received {jnp.shape(ids)}")
+    if np.shape(ids) != (batch_size,):
+        raise ValueError(f"ids: expected shape {(batch_size,)}, received {np.shape(ids)}")
     return ids
 
 

@@ -44,7 +44,7 @@ def draw(workdir, tmp_path, monkeypatch):
         return lambda *args: np.broadcast_to(pixel(*args), (len(args[-1]), *image_shape))
 
     monkeypatch.setattr(factory, "make_generator", make_generator)
-    monkeypatch.setattr(compiler, "compiled", lambda generate, name, say: generate)
+    monkeypatch.setattr(compiler, "compiled", lambda generate, name, say, doing: generate)
     monkeypatch.setattr(compiler, "divide_cores", lambda batch_size: None)  # it would come too late
 
     def run(out, *args):

@@ -69,7 +69,7 @@ def quiet_orbax() -> None:
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings(
-        "ignore", r"coroutine '(\w+Handler\.|run_sync\.|_create_paths)\S* was never awaited", RuntimeWarning
+        "ignore", r"coroutine '(\w+Handler\.|run_sync\.|_create_paths|synchronize_next)\S* was never awaited", RuntimeWarning
     )
     if not isinstance(sys.unraisablehook, _QuietHook):
         sys.unraisablehook = _QuietHook(sys.unraisablehook)

@@ -68,7 +68,7 @@ def test_any_number_of_channels_and_images_that_are_not_square(shape, out_channe
     ("network", "shape", "message"),
     [
         (UNet(), (1, 28, 28, 1), "multipliers.*divisible by 8.*28 x 28"),
-        (UNet(channels=48), (1, 32, 32, 3), "channels.*32 groups.*48"),
+        (UNet(channels=48), (1, 32, 32, 3), "num_groups.*received 32 for 48"),
         (UNet(channels=32, num_heads=3), (1, 32, 32, 3), "num_heads.*divisor.*3"),
         (UNet(), (1, 32, 32), "images.*shape"),
     ],
