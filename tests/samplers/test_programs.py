@@ -57,6 +57,18 @@ def test_what_a_denoiser_closes_over_is_read_at_every_call():
     assert not np.allclose(before, after)
 
 
+def test_functions_of_python_are_those_of_the_call():
+    def end_on_host(scale):
+        host = lambda x: np.float32(scale) * np.asarray(x)  # noqa: E731
+        predict = lambda x_t, t: jax.pure_callback(host, jax.typeof(x_t), x_t, vmap_method="sequential")  # noqa: E731
+        denoise = make_denoise(SCHEDULE, predict, clip=False)
+        return samplers.sample(None, samplers.ddim(), denoise, LEVELS, (4, 3), x_init=X)
+
+    for scale in (0.1, 0.2):
+        np.testing.assert_allclose(end_on_host(scale), jax.jit(lambda s=scale: end_on_host(s))(), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(end_on_host(0.1), end_on_host(0.2))
+
+
 def test_no_parameters_are_held():
     parameters = jnp.ones((1, 3))
     end(parameters)
