@@ -16,7 +16,7 @@ import re
 import weakref
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -152,13 +152,18 @@ class SampleFolder:
         return set(self._index())
 
     def _index(self) -> list[int]:
-        """The numbers in samples.npz, ascending."""
+        """The numbers in samples.npz, ascending. ValueError if it is damaged, or holds anything but one image for each."""
         file = self._folder / "samples.npz"
         if not file.exists():
             return []
         try:
             with np.load(file) as arrays:
-                return arrays["index"].tolist()
+                index = arrays["index"].tolist()
+            with zipfile.ZipFile(file) as archive, archive.open("image.npy") as array:
+                shape, is_fortran, dtype = _header(array)
+            if (shape[0], is_fortran, dtype) != (len(index), False, np.uint8):
+                raise ValueError(f"{len(index)} numbers for image {dtype}{list(shape)}")
+            return index
         except Exception as error:  # exceptions of all types for damaged files
             raise ValueError(f"expected images and their index in {file}, cannot read it: {error}") from error
 
@@ -187,8 +192,7 @@ class SampleFolder:
         if not file.exists():
             return
         with zipfile.ZipFile(file) as archive, archive.open("image.npy") as array:
-            np.lib.format.read_magic(array)
-            shape, _, _ = np.lib.format.read_array_header_1_0(array)
+            shape, _, _ = _header(array)
             for number in self._index():
                 pixels = array.read(math.prod(shape[1:]))
                 yield number, np.frombuffer(pixels, np.uint8).reshape(shape[1:])
@@ -203,6 +207,12 @@ class SampleFolder:
             if len(shown) == 256 and (not self._png or number >= self._numbers.stop):
                 break
         images.save_grid(self._folder / "grid.png", np.stack(shown))
+
+
+def _header(array: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads the header of a .npy file: shape, whether in Fortran's order, and dtype."""
+    np.lib.format.read_magic(array)
+    return np.lib.format.read_array_header_1_0(array)
 
 
 def _of_batches(stored: dict[pathlib.Path, range], numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -177,6 +177,10 @@ def test_a_finish_needs_all_samples_and_a_folder_that_can_be_written(tmp_path):
     (tmp_path / "out" / "samples.npz").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"expected images and their index in .*samples\.npz, cannot read it"):
         SampleFolder(tmp_path / "out", SETTINGS, range(8, 9), 4)
+    for wrong in ({}, {"image": np.zeros((3, 2, 2, 1), np.uint8)}, {"image": np.zeros((2, 2, 2, 1), np.float32)}):
+        np.savez(tmp_path / "out" / "samples.npz", index=np.arange(2), **wrong)
+        with pytest.raises(ValueError, match=r"expected images and their index in .*samples\.npz, cannot read it"):
+            SampleFolder(tmp_path / "out", SETTINGS, range(8, 9), 4)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         SampleFolder(tmp_path / "file", SETTINGS, range(3), 2)
