@@ -85,8 +85,8 @@ def check_grid(levels: Any) -> None:
 
 
 def check_function(name: str, function: Any, expected: str) -> None:
-    """Raises TypeError unless `function` can be called, and is no flax module, which lacks its parameters."""
-    if hasattr(function, "apply") and hasattr(function, "init"):
+    """Raises TypeError unless `function` can be called, and is no flax module without parameters (see `Module.bind`)."""
+    if hasattr(function, "apply") and hasattr(function, "init") and getattr(function, "scope", None) is None:
         raise TypeError(f"{name}: expected {expected}, received the network {type(function).__name__} without parameters")
     if not callable(function):
         raise TypeError(f"{name}: expected {expected}, received {described(function)}")

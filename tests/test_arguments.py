@@ -43,6 +43,7 @@ MISTAKES = {
     "array for Denoised": (lambda: sample(denoise=lambda x, level: x), r"denoise: expected .* returns float32\[4, 3\]"),
     "network for denoise": (lambda: sample(denoise=UNET), "denoise: expected .* the network UNet without parameters"),
     "network for predict": (lambda: make_denoise(SCHEDULE, UNET), "predict: expected .* the network UNet without parameters"),
+    "negative shape": (lambda: sample(shape=(-4, 3)), "shape: expected integers, .* received a tuple"),
     "int for key": (lambda: sample(key=0), "key: expected a typed key .* received 0"),
     "legacy key": (lambda: sample(key=jax.random.PRNGKey(0)), r"key: expected a typed key .* received uint32\[2\]"),
     "two keys": (lambda: sample(key=jax.random.split(KEY)), "key: expected one key"),
@@ -82,6 +83,16 @@ def test_wrong_objects_are_refused_in_one_line(name):
     with pytest.raises((TypeError, ValueError), match=f"^{expected}") as error:
         mistake()
     assert "\n" not in str(error.value)
+
+
+def test_a_network_that_is_bound_to_its_parameters_is_a_function():
+    network, x = UNet(channels=8, multipliers=(1,), num_blocks=1, num_groups=4), jnp.ones((2, 8, 8, 1))
+    params = jax.tree.map(lambda a: a + 0.1, network.init(KEY, x, jnp.zeros(2)))
+    found, expected = (
+        sample(denoise=make_denoise(SCHEDULE, predict), shape=x.shape)
+        for predict in (network.bind(params), lambda x_t, t: network.apply(params, x_t, t))
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_an_error_within_a_network_is_its_own():

@@ -217,6 +217,8 @@ def test_mistakes_are_refused():
         guidance.dps(CONDITIONAL, guidance.gaussian_likelihood(lambda x: x[:, :2], jnp.ones((6, 3)), 0.1))(X_T, LEVEL)
     with pytest.raises(ValueError, match="std"):
         guidance.gaussian_likelihood(lambda x: x, X_T, 0.0, data_std=0.0)
+    with pytest.raises(ValueError, match=r"^unconditional: expected the pytree of condition, .*, received PyTreeDef\(\*\)$"):
+        guidance.conditional(lambda x_t, t, labels: x_t, [3, 7], 0, 2.0)
     for wrong in ({"quantile": 1.5}, {"limit": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             guidance.dynamic_threshold(CONDITIONAL, **wrong)

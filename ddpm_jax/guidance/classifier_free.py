@@ -60,7 +60,8 @@ def conditional(predict: PredictGiven, condition: Any, unconditional: Any, scale
 
     Raises:
         TypeError: predict is no function.
-        ValueError: a scale of two dimensions or more, or not finite; when called, conditions of incompatible shapes.
+        ValueError: a scale of two dimensions or more, or not finite; conditions of different pytrees; when called, of
+            incompatible shapes.
 
     >>> network = lambda x_t, t, labels: x_t * labels[:, None]
     >>> predict = conditional(network, jnp.array([3, 7]), unconditional=0, scale=2.0)
@@ -72,6 +73,10 @@ def conditional(predict: PredictGiven, condition: Any, unconditional: Any, scale
         return functools.partial(_predict_unconditional, predict, unconditional)
     if _is(scale, 1):
         return functools.partial(_predict_conditional, predict, condition)
+    expected: Any = jax.tree.structure(condition)
+    received: Any = jax.tree.structure(unconditional)
+    if expected != received:
+        raise ValueError(f"unconditional: expected the pytree of condition, {expected}, received {received}")
     return functools.partial(_predict_guided, predict, condition, unconditional, checked_scale(scale))
 
 

@@ -212,7 +212,7 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
         sizes = tuple(map(operator.index, shape))
     except TypeError:
         sizes = ()
-    if not sizes:
+    if not sizes or min(sizes) < 0:
         raise TypeError(
             f"shape: expected integers, the batch size first, such as (16, 32, 32, 3), received {arguments.described(shape)}"
         )

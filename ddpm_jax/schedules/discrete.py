@@ -104,6 +104,7 @@ class Schedule(NamedTuple):
 
     def checked(self, t: ArrayLike) -> jax.Array:
         """Returns t as an array, or raises TypeError and ValueError as `level` does."""
+        t = jnp.asarray(t) if isinstance(t, list | tuple) else t
         if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
             raise TypeError(f"t: expected integers in 0..{self.num_steps - 1}, received {jnp.result_type(t)}")
         if not isinstance(t, jax.core.Tracer) and np.any((np.asarray(t) < 0) | (np.asarray(t) >= self.num_steps)):
