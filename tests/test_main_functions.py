@@ -12,7 +12,7 @@ import pytest
 import evaluate
 import sample
 import train
-from ddpm_jax.config.cli import UsageError, run_script
+from ddpm_jax.config.cli import UsageError, parse, run_script
 
 SMALL = [
     "--config", "digits", "--network.channels", "4", "--network.multipliers", "1", "--network.num_blocks", "1",
@@ -43,6 +43,20 @@ def test_all_three_run_in_one_process_and_in_a_thread(tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "evaluation" / "2_ema_decay" / "bpd.json").read_text())["bpd"] > 0
     train.main(["--workdir", str(tmp_path / "run")])
     assert "nothing to do: step 2 is reached" in capsys.readouterr().out
+
+
+def test_command_lines_are_read_one_at_a_time_in_threads():
+    outcomes, stderr = [], sys.stderr
+
+    def work(num):
+        outcomes.append(parse(sample.Options(), ["--num", str(num)], "", flat="sample").sample.num)
+
+    threads = [threading.Thread(target=work, args=[num]) for num in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [0, 1, 2, 3] and sys.stderr is stderr
 
 
 def test_a_run_goes_on_with_another_average_and_without_clipping(tmp_path, capsys):

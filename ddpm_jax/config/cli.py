@@ -11,6 +11,7 @@ import pathlib
 import re
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,9 @@ from ddpm_jax.devices.compiler import enable_compilation_cache
 from ddpm_jax.devices.preemption import EarlyExit, is_interactive
 
 T = TypeVar("T")
+
+PARSING = threading.Lock()
+"""Held while a command line is parsed, for which sys.stderr is replaced; Python's own parser is not safe in threads either."""
 
 
 class UsageError(Exception):
@@ -50,7 +54,7 @@ def parse(default: T, argv: Sequence[str], description: str, flat: str = "") -> 
     default, argv = _choose(default, argv, flat)
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):
+        with PARSING, contextlib.redirect_stderr(printed):
             value, unknown = tyro.cli(
                 type(default), default=default, args=argv, description=description, return_unknown_args=True,
                 config=(tyro.conf.FlagConversionOff,), use_underscores=True,

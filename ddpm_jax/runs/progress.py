@@ -68,7 +68,7 @@ class Progress:
             self._start(initial)
             if jax.process_index() > 0 or not self._total:
                 return
-            if sys.stdout.isatty() and sys.stderr.isatty():
+            if all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr)):
                 bar = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
                 self._bar = tqdm(initial=initial, total=self._total, unit=self._unit, dynamic_ncols=True, bar_format=bar)
             elif self._what:

@@ -147,6 +147,14 @@ def test_nothing_to_do_prints_nothing(capsys, monkeypatch, is_terminal):
     assert capsys.readouterr() == ("", "")
 
 
+def test_without_an_output_nothing_is_shown(monkeypatch):
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}", None)  # as after `sample.py >&-`
+    with Progress(2, "batch", "sampling") as job:
+        job.begin()
+        job.advance(2)
+
+
 def test_a_bar_keeps_its_times_while_nothing_advances(clock, capsys, monkeypatch):
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
