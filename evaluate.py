@@ -170,7 +170,7 @@ def report(metric: str, folder: pathlib.Path, settings: dict[str, Any], bits: An
     """Prints the figures, and writes them as JSON and as a plot."""
     bpd, error = likelihood.mean_and_error(bits)
     result: dict[str, Any] = {"metric": metric, **settings, "bpd": bpd, "standard_error": error}
-    print(f"{bpd:.4f} +- {error:.4f} bits/dim on {len(bits)} images, step {settings['step']}")
+    lines = [f"{bpd:.4f} +- {error:.4f} bits/dim on {len(bits)} images, step {settings['step']}"]
     match metric:
         case "bpd":
             result |= {"prior": float(means["prior"]), "terms": means["terms"].tolist()}
@@ -179,14 +179,15 @@ def report(metric: str, folder: pathlib.Path, settings: dict[str, Any], bits: An
             rate, distortion = rate_distortion(means["prior"], means["terms"], means["mse"])
             result |= {"rate": rate.tolist(), "distortion": distortion.tolist()}
             draw = plots.rate_distortion
-            print("reverse steps   rate (bits/dim)   distortion (RMSE, 0 to 255)")
+            lines.append("reverse steps   rate (bits/dim)   distortion (RMSE, 0 to 255)")
             for step in range(0, len(rate), max(len(rate) // 10, 1)):
-                print(f"{len(rate) - step:13d}   {rate[step]:15.5f}   {distortion[step]:27.5f}")
+                lines.append(f"{len(rate) - step:13d}   {rate[step]:15.5f}   {distortion[step]:27.5f}")
         case _:
             result["bits_per_dimension"] = bits.tolist()
             draw = plots.histogram
     with as_usage_error("--out"):
         atomic_write(folder / f"{metric}.json", lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode()))
+    print("\n".join(lines))  # after the file, so that a closed pipe loses nothing
     try:
         plots.save(folder / f"{metric}.png", lambda figure: draw(figure, result))
     except ImportError:

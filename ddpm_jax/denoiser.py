@@ -97,7 +97,7 @@ def check_predict(predict: Predict) -> None:
 
 
 def warn_without_signal(schedule: HasLevels, prediction: str) -> None:
-    """Warns if eps or the score is predicted, from which x0 cannot be told at the schedule's last step, without signal."""
+    """Warns if eps or the score is predicted, which do not determine x0 at the schedule's last step, without signal."""
     if prediction not in ("eps", "score"):
         return
     with jax.ensure_compile_time_eval():  # concrete, also inside a compiled function

@@ -43,13 +43,12 @@ def read_config(argv: Sequence[str], configs: pathlib.Path, description: str) ->
     workdir = take_option(argv, "--workdir")[0]
     if not argv or {"-h", "--help"} & set(argv):
         return parse(Config(workdir="runs/digits"), rest if argv else ["--help"], description)
-    known = ", ".join(sorted(file.stem for file in configs.glob("*.py")))
     if workdir is None:
-        raise UsageError(f"--config: expected a file.py or one of {known}, or --workdir of a run to resume, received neither")
+        raise UsageError(f"--config: {_expected(configs)}, or --workdir of a run to resume, received neither")
     with as_usage_error("--workdir"):
         written = pathlib.Path(local(workdir)) / "config.json"
     if not written.is_file():
-        raise UsageError(f"--config: expected a file.py or one of {known}, to start a run in {workdir}, received nothing")
+        raise UsageError(f"--config: {_expected(configs)}, to start a run in {workdir}, received nothing")
     return parse(dataclasses.replace(_read_file(written)[0], workdir=workdir), rest, description)
 
 
@@ -59,8 +58,11 @@ def _find_file(name: str, configs: pathlib.Path) -> pathlib.Path:
     for file in files:
         if file.is_file() and file.suffix in (".py", ".json"):
             return file
-    known = sorted(file.stem for file in configs.glob("*.py"))
-    raise UsageError(f"--config: expected a file.py or one of {', '.join(known)}, received {name}")
+    raise UsageError(f"--config: {_expected(configs)}, received {name}")
+
+
+def _expected(configs: pathlib.Path) -> str:
+    return f"expected a file.py or one of {', '.join(sorted(file.stem for file in configs.glob('*.py')))}"
 
 
 def _read_file(file: pathlib.Path) -> tuple[Config, str]:

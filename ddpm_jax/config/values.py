@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 def checked(tree: T, flat: str = "", prefix: str = "") -> T:
-    """A tree of dataclasses, whose paths have become `local`.
+    """Checks the types of all fields of a tree of dataclasses, and makes its paths `local`.
 
     Args:
-        tree: The tree.
+        tree: The tree, which is returned with its paths replaced.
         flat: A field whose options have no prefix; see `cli.parse`.
         prefix: Begins the names of its fields in messages.
 

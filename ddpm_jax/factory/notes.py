@@ -30,7 +30,7 @@ def notes(config: Config) -> list[str]:
     with np.errstate(divide="ignore"):
         kept = np.log1p(-np.asarray(rate(jnp.arange(1, min(num_steps, 100_000))), np.float64)).sum()
     if math.exp(kept) > SLIGHT:
-        remedy = "" if config.ema.warmup else "; --ema.warmup True makes it shorter"
+        remedy = "" if config.ema.warmup else "; --ema.warmup True shortens its memory"
         lines.append(f"the initial parameters have a weight of {math.exp(kept):.0%} in the EMA {name} at step {num_steps}, "
                      f"so that its samples are noisy{remedy}")  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Guidance: denoiser transforms that steer samples towards a condition.
 
-Each adds to the estimated score, which moves x0 and eps together, so that x_t = alpha x0 + sigma eps still holds. A scale
-is a number, or one per example [B]. They compose, and can be pickled if
-what they wrap can; `denoiser.clipped` or `dynamic_threshold` comes last:
+Each adds to the estimated score, which moves x0 and eps together, so that x_t = alpha x0 + sigma eps still holds. A scale is a
+number, or one per example [B]. They compose, and can be pickled if what they wrap can; `denoiser.clipped` or
+`dynamic_threshold` comes last:
 
     clipped(classifier_free(make_denoise(schedule, predict, clip=False), scale=3.0))
 """

@@ -15,7 +15,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args, get_type_hints
 
 import numpy as np
 from tyro.conf import Positional
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ddpm_jax import networks
     from ddpm_jax.interop.diffusers import Model
 
-SCHEDULES = ("linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid")
+SCHEDULES = [name for name in get_args(get_type_hints(Diffusion)["schedule"]) if not name.startswith("continuous")]
 """The schedules of train.py in discrete time."""
 
 
@@ -138,7 +138,7 @@ def _diffusion_of(model: Model) -> Diffusion:
     described = ddpm_scheduler.describe(model.schedule)
     for name in SCHEDULES:
         diffusion = Diffusion(
-            schedule=name,  # type: ignore[arg-type]
+            schedule=name,
             num_steps=model.schedule.num_steps,
             beta_start=described["beta_start"],
             beta_end=described["beta_end"],
