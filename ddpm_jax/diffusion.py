@@ -4,11 +4,12 @@ Notation, here and everywhere:
 
     x_t = alpha x0 + sigma eps          x0 in [-1, 1], eps ~ N(0, I), alpha^2 = alpha_bar  (Eq. 4, Ho et al. 2020)
     v = alpha eps - sigma x0                                                  (appendix D, Salimans & Ho 2022)
+    u = eps - x0, "flow"                             (Liu et al. 2022, arXiv 2209.03003; Lipman et al. 2022, arXiv 2210.02747)
     score = grad log q(x_t | x0) = -eps / sigma                               (Eq. 151, Luo 2022, arXiv 2208.11970)
     log_snr = log(alpha^2 / sigma^2)                                          (Kingma et al. 2021, arXiv 2107.00630)
 
-Given x_t, any one of x0, eps, v and score determines the others, and so does the mean of q(x_{t-1} | x_t, x0). Arrays are
-[B, ...], of any rank; a Level's alpha and sigma are scalars or [B].
+Given x_t, any one of x0, eps, v, u and score determines the others, and so does the mean of q(x_{t-1} | x_t, x0). Except for
+the mean, alpha^2 + sigma^2 need not be 1. Arrays are [B, ...], of any rank; a Level's alpha and sigma are scalars or [B].
 
 In continuous time (Eqs. 5, 6 and 13, Song et al. 2020, arXiv 2011.13456), with score = grad log q(x_t) = E[-eps | x_t] / sigma:
 
@@ -28,7 +29,7 @@ from jax.typing import ArrayLike
 from ddpm_jax import arguments
 from ddpm_jax.schedules import HasLevels, Level, Schedule, lookup, require_discrete, safe_divide
 
-PREDICTIONS = ("eps", "x0", "v", "score", "mean")
+PREDICTIONS = ("eps", "x0", "v", "score", "mean", "flow")
 
 
 class Gaussian(NamedTuple):
@@ -192,18 +193,32 @@ def eps_from_x0(level: Level, x_t: jax.Array, x0: jax.Array) -> jax.Array:
 
 
 def x0_from_v(level: Level, x_t: jax.Array, v: jax.Array) -> jax.Array:
-    """x0 = alpha x_t - sigma v (appendix D, Salimans & Ho 2022)."""
-    return expand(level.alpha, x_t) * x_t - expand(level.sigma, x_t) * v
+    """x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2) (appendix D, Salimans & Ho 2022)."""
+    alpha, sigma = expand(level.alpha, x_t), expand(level.sigma, x_t)
+    return (alpha * x_t - sigma * v) / (alpha**2 + sigma**2)
 
 
 def eps_from_v(level: Level, x_t: jax.Array, v: jax.Array) -> jax.Array:
-    """eps = sigma x_t + alpha v (appendix D, Salimans & Ho 2022)."""
-    return expand(level.sigma, x_t) * x_t + expand(level.alpha, x_t) * v
+    """eps = (sigma x_t + alpha v) / (alpha^2 + sigma^2) (appendix D, Salimans & Ho 2022)."""
+    alpha, sigma = expand(level.alpha, x_t), expand(level.sigma, x_t)
+    return (sigma * x_t + alpha * v) / (alpha**2 + sigma**2)
 
 
 def v_from_x0_eps(level: Level, x0: jax.Array, eps: jax.Array) -> jax.Array:
     """v = alpha eps - sigma x0 (appendix D, Salimans & Ho 2022)."""
     return expand(level.alpha, x0) * eps - expand(level.sigma, x0) * x0
+
+
+def x0_from_flow(level: Level, x_t: jax.Array, u: jax.Array) -> jax.Array:
+    """x0 = (x_t - sigma u) / (alpha + sigma), since x_t = (alpha + sigma) x0 + sigma u."""
+    alpha, sigma = expand(level.alpha, x_t), expand(level.sigma, x_t)
+    return (x_t - sigma * u) / (alpha + sigma)
+
+
+def eps_from_flow(level: Level, x_t: jax.Array, u: jax.Array) -> jax.Array:
+    """eps = (x_t + alpha u) / (alpha + sigma), since x_t = (alpha + sigma) eps - alpha u."""
+    alpha, sigma = expand(level.alpha, x_t), expand(level.sigma, x_t)
+    return (x_t + alpha * u) / (alpha + sigma)
 
 
 def score_from_eps(level: Level, eps: jax.Array) -> jax.Array:
@@ -232,7 +247,7 @@ def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str, schedul
         level: The noise level, scalars or [B].
         x0: Clean data [B, ...].
         eps: Its noise [B, ...].
-        prediction: "eps", "x0", "v", "score" or "mean".
+        prediction: "eps", "x0", "v", "flow", "score" or "mean".
         schedule: The discrete schedule that defines the mean; only "mean" needs it, at integer times.
 
     Returns:
@@ -249,6 +264,8 @@ def target(level: Level, x0: jax.Array, eps: jax.Array, prediction: str, schedul
             return x0
         case "v":
             return v_from_x0_eps(level, x0, eps)
+        case "flow":
+            return eps - x0
         case "score":
             return score_from_eps(level, eps)
         case "mean":
@@ -265,7 +282,7 @@ def x0_and_eps(
         level: The noise level, scalars or [B].
         x_t: Noisy data [B, ...].
         output: The network's output [B, ...].
-        prediction: "eps", "x0", "v", "score" or "mean".
+        prediction: "eps", "x0", "v", "flow", "score" or "mean".
         schedule: As for `target`.
 
     Returns:
@@ -281,6 +298,8 @@ def x0_and_eps(
             return output, eps_from_x0(level, x_t, output)
         case "v":
             return x0_from_v(level, x_t, output), eps_from_v(level, x_t, output)
+        case "flow":
+            return x0_from_flow(level, x_t, output), eps_from_flow(level, x_t, output)
         case "score":
             eps = eps_from_score(level, output)
             return x0_from_eps(level, x_t, eps), eps

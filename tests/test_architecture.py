@@ -17,7 +17,7 @@ LAYERS = [
     {"keys", "schedules"},
     {"diffusion"},
     {"denoiser"},
-    {"guidance", "samplers", "likelihood"},
+    {"guidance", "samplers", "likelihood", "preconditioning"},
     {"losses"},
     {"networks"},
     {"devices"},

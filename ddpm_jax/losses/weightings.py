@@ -3,7 +3,8 @@
 Each applies to the squared error of the quantity for which its paper states it; `weight` converts it to the quantity that
 the network predicts, since at a given noise level all these errors are multiples of each other:
 
-    eps error = alpha / sigma * x0 error,    v error = x0 error / sigma,    score error = eps error / sigma
+    eps error = alpha / sigma * x0 error,    score error = eps error / sigma
+    v error = (alpha^2 + sigma^2) / sigma * x0 error,    flow error = (alpha + sigma) / sigma * x0 error
 
 The times t are drawn uniformly here; if a paper draws them otherwise, their density is a further factor.
 """
@@ -24,7 +25,7 @@ class Weighting(NamedTuple):
     """A weight of a squared error.
 
     Attributes:
-        of: The quantity whose error it weights: "eps", "x0" or "v".
+        of: The quantity whose error it weights: "eps", "x0", "v" or "flow".
         weight: log_snr -> the weight, of any shape.
     """
 
@@ -33,9 +34,9 @@ class Weighting(NamedTuple):
 
 
 def uniform(of: str = "eps") -> Weighting:
-    """1 for the error of eps, L_simple of Ho et al. 2020; or for that of "x0", or of "v" (Salimans & Ho 2022's SNR + 1)."""
-    if of not in ("eps", "x0", "v"):
-        raise ValueError(f"of: expected 'eps', 'x0' or 'v', received {of!r}")
+    """1 for the error of eps, L_simple of Ho et al. 2020; or of "x0", "flow", or "v" (Salimans & Ho 2022's SNR + 1)."""
+    if of not in ("eps", "x0", "v", "flow"):
+        raise ValueError(f"of: expected 'eps', 'x0', 'v' or 'flow', received {of!r}")
     return Weighting(of, jnp.ones_like)
 
 
@@ -76,7 +77,7 @@ def weight(weighting: Weighting, level: Level, prediction: str, schedule: HasLev
     Args:
         weighting: The weighting.
         level: The noise level, in discrete or continuous time; scalars or [B].
-        prediction: "eps", "x0", "v", "score" or "mean".
+        prediction: "eps", "x0", "v", "flow", "score" or "mean".
         schedule: The discrete schedule that defines the mean; only "mean" needs it, at integer times.
 
     Returns:
@@ -93,9 +94,13 @@ def weight(weighting: Weighting, level: Level, prediction: str, schedule: HasLev
         return of_x0 / diffusion.posterior_scales(diffusion.schedule_of_mean(schedule), level.t)[0] ** 2
     if prediction not in _V_ERROR:
         raise ValueError(f"prediction: expected one of {diffusion.PREDICTIONS}, received {prediction!r}")
-    (a, b), (c, d) = _V_ERROR[prediction], _V_ERROR[weighting.of]
-    return weighting.weight(log_snr) * alpha ** (a - c) * sigma ** (b - d)
+    ratio = weighting.weight(log_snr)
+    factors = (alpha, sigma, alpha**2 + sigma**2, alpha + sigma)
+    for factor, a, b in zip(factors, _V_ERROR[prediction], _V_ERROR[weighting.of], strict=True):
+        ratio = ratio * factor ** (a - b)
+    return ratio
 
 
-_V_ERROR = {"eps": (-2, 0), "x0": (0, -2), "v": (0, 0), "score": (-2, 2)}
-"""The squared error of v over that of each, as powers of alpha and sigma: exponents cancel before 0 / 0 can arise."""
+_V_ERROR = {"eps": (-2, 0, 2, 0), "x0": (0, -2, 2, 0), "v": (0, 0, 0, 0), "score": (-2, 2, 2, 0), "flow": (0, 0, 2, -2)}
+"""The squared error of v over that of each, as powers of alpha, sigma, alpha^2 + sigma^2 and alpha + sigma: exponents cancel
+before 0 / 0 can arise."""

@@ -2,6 +2,9 @@
 
 import flax.linen
 
+from ddpm_jax.networks import dit
+from ddpm_jax.networks.context import Context
+from ddpm_jax.networks.dit import DiT
 from ddpm_jax.networks.layers import dropout, timestep_embedding
 from ddpm_jax.networks.unet import UNet, with_label
 
@@ -12,4 +15,4 @@ Network = flax.linen.Module
 dropout ignores them; others call `h = networks.dropout(dropout_keys, "hidden", 0.1)(h)`, the identity for None.
 """
 
-__all__ = ["Network", "UNet", "dropout", "timestep_embedding", "with_label"]
+__all__ = ["Context", "DiT", "Network", "UNet", "dit", "dropout", "timestep_embedding", "with_label"]

@@ -279,18 +279,20 @@ class LabelEmbedding(nn.Module):
         num_classes: Number of classes.
         features: E.
         dtype: Output dtype.
+        embedding_init: Initializer of the vectors.
     """
 
     num_classes: int
     features: int
     dtype: Dtype
+    embedding_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
 
     @nn.compact
     def __call__(self, labels: jax.Array) -> jax.Array:
         """Integers [B] in 0..num_classes-1 -> [B, E]; any other label gives NaN if traced, and raises if concrete."""
         if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
             raise TypeError(f"labels: expected integers, received {jnp.result_type(labels)}")
-        table = self.param("embedding", nn.initializers.normal(1.0), (self.num_classes, self.features), jnp.float32)
+        table = self.param("embedding", self.embedding_init, (self.num_classes, self.features), jnp.float32)
         if not isinstance(labels, jax.core.Tracer) and not np.isin(labels, np.arange(self.num_classes)).all():
             raise ValueError(f"labels: expected 0..{self.num_classes - 1}, received {labels}")
         known = (labels >= 0) & (labels < self.num_classes)

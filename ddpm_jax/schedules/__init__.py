@@ -16,10 +16,11 @@ from ddpm_jax.schedules.discrete import (
     warmup,
     zero_terminal_snr,
 )
+from ddpm_jax.schedules.flow import FlowSchedule, flow
 from ddpm_jax.schedules.level import Array, HasLevels, Level, log_snr_range, lookup, safe_divide, signal_and_noise
 
 __all__ = [
-    "Array", "HasLevels", "Level", "Schedule", "checked_num_steps", "constant", "continuous", "cosine", "from_betas",
-    "from_log_snr", "jsd", "linear", "log_snr_range", "lookup", "quadratic", "require_discrete", "safe_divide", "sigmoid",
-    "signal_and_noise", "warmup", "zero_terminal_snr",
+    "Array", "FlowSchedule", "HasLevels", "Level", "Schedule", "checked_num_steps", "constant", "continuous", "cosine", "flow",
+    "from_betas", "from_log_snr", "jsd", "linear", "log_snr_range", "lookup", "quadratic", "require_discrete", "safe_divide",
+    "sigmoid", "signal_and_noise", "warmup", "zero_terminal_snr",
 ]  # fmt: skip

@@ -1,0 +1,203 @@
+"""The diffusion transformer, DiT (Peebles & Xie 2022, arXiv 2212.09748)."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.networks.context import Context
+from ddpm_jax.networks.layers import LabelEmbedding, timestep_embedding
+from ddpm_jax.networks.transformer import Attention, Dense, positions_2d
+
+Dtype = jnp.dtype | type
+
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+"""Width, depth and number of heads of the paper's models (table 1)."""
+
+FREQUENCIES = 256
+"""Sines and cosines of the time embedding."""
+
+
+class DiT(nn.Module):
+    """A transformer over patches of an image, whose norms are modulated by time and condition (adaLN-Zero).
+
+    Attributes:
+        width: Channels per token.
+        depth: Number of blocks.
+        num_heads: Attention heads, which divide the width.
+        patch: Height and width of a patch.
+        out_channels: Channels of the output; by default those of the input.
+        num_classes: Number of classes, including that of the unconditional model; None for no labels.
+        context_dim: D of the tokens of a Context, to which each block attends (Chen et al. 2023, PixArt, arXiv 2310.00426);
+            None for none.
+        pooled_dim: E of its pooled vector, added to the time embedding; None for none.
+        num_times: Times given to the network: 2 for models of two times, t [B, 2].
+        mlp_ratio: Hidden channels of the MLPs over the width.
+        qk_norm: Whether queries and keys are normalized.
+        time_scale: Times are multiplied by it before they are embedded; 1000 for times in [0, 1].
+        freq_shift: Frequency shift of the time embedding; 0 in the authors' code.
+        dtype: Compute dtype; parameters, norms and softmax are float32.
+        remat: Gradient checkpointing: recompute the blocks in the backward pass.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    patch: int = 2
+    out_channels: int | None = None
+    num_classes: int | None = None
+    context_dim: int | None = None
+    pooled_dim: int | None = None
+    num_times: int = 1
+    mlp_ratio: float = 4.0
+    qk_norm: bool = False
+    time_scale: float = 1.0
+    freq_shift: float = 0.0
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        labels: jax.Array | None = None,
+        context: Context | None = None,
+        *,
+        train: bool = False,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Predicts eps, or whatever it is trained for.
+
+        Args:
+            x_t: Noisy images [B, H, W, C]; patch divides H and W.
+            t: Times [B], or [B, num_times].
+            labels: Integers [B], if there are classes.
+            context: A Context of B examples, if the network attends to one.
+            train, dropout_keys: Without effect: there is no dropout.
+
+        Returns:
+            [B, H, W, out_channels], in the dtype of x_t.
+
+        Raises:
+            ValueError: sizes that do not fit, or a label or context that is missing or not expected.
+        """
+        self._check(x_t, t, labels, context)
+        batch, height, width, channels = x_t.shape
+        rows, columns, p = height // self.patch, width // self.patch, self.patch
+
+        # Patches as tokens, with their positions.
+        patches = x_t.reshape(batch, rows, p, columns, p, channels).swapaxes(2, 3).reshape(batch, rows * columns, -1)
+        h = Dense(self.width, self.dtype, name="patches")(patches)
+        h = h + positions_2d(rows, columns, self.width).astype(self.dtype)
+
+        # The condition c: time, class, pooled context.
+        c = self._embed_times(t)
+        if labels is not None and self.num_classes is not None:
+            table = LabelEmbedding(self.num_classes, self.width, self.dtype, nn.initializers.normal(0.02), name="label")
+            c = c + table(labels)
+        if self.pooled_dim is not None and context is not None and context.pooled is not None:
+            c = c + Dense(self.width, self.dtype, name="pooled")(context.pooled)
+        c = nn.silu(c)
+
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.depth):
+            h = block(self.num_heads, self.mlp_ratio, self.qk_norm, self.context_dim is not None, self.dtype, name=f"block{i}")(
+                h, c, context
+            )
+
+        # Patches back to an image.
+        out_channels = channels if self.out_channels is None else self.out_channels
+        shift, scale = jnp.split(
+            Dense(2 * self.width, self.dtype, nn.initializers.zeros, name="head_modulation")(c), 2, axis=-1
+        )
+        h = Dense(p * p * out_channels, self.dtype, nn.initializers.zeros, name="head")(modulate(layer_norm(h), shift, scale))
+        h = h.reshape(batch, rows, columns, p, p, out_channels).swapaxes(2, 3)
+        return h.reshape(batch, height, width, out_channels).astype(x_t.dtype)
+
+    def _embed_times(self, t: jax.Array) -> jax.Array:
+        """The sum of the embeddings of all times, [B, width]."""
+        dense = functools.partial(Dense, self.width, self.dtype, nn.initializers.normal(0.02))
+        total = jnp.zeros(())
+        for i, time in enumerate(jnp.reshape(t, (len(t), -1)).T):
+            name = "time" if i == 0 else f"time_{i}"
+            waves = timestep_embedding(self.time_scale * time, FREQUENCIES, self.freq_shift, cos_first=True)
+            total = total + dense(name=f"{name}2")(nn.silu(dense(name=f"{name}1")(waves)))
+        return total
+
+    def _check(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, context: Context | None) -> None:
+        if x_t.ndim != 4:
+            raise ValueError(f"x_t: expected images [B, H, W, C], received shape {x_t.shape}")
+        if x_t.shape[1] % self.patch or x_t.shape[2] % self.patch:
+            raise ValueError(f"patch: expected a divisor of height and width, {x_t.shape[1]} x {x_t.shape[2]}, "
+                             f"received {self.patch}")  # fmt: skip
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads: expected a divisor of the width {self.width}, received {self.num_heads}")
+        times = (len(x_t),) if self.num_times == 1 else (len(x_t), self.num_times)
+        if jnp.shape(t) != times:
+            raise ValueError(f"t: expected shape {times}, received {jnp.shape(t)}")
+        if (labels is None) != (self.num_classes is None):
+            expected = (
+                "none, this network is unconditional" if self.num_classes is None else f"one of {self.num_classes} classes"
+            )
+            raise ValueError(f"labels: expected {expected}, received {'none' if labels is None else 'some'}")
+        attends = self.context_dim is not None or self.pooled_dim is not None
+        if attends != (context is not None):
+            raise ValueError(f"context: expected {'a Context' if attends else 'none'}, received {'none' if attends else 'one'}")
+        if context is None:
+            return
+        if self.context_dim is not None and context.tokens.shape[-1] != self.context_dim:
+            raise ValueError(f"context: expected tokens of {self.context_dim} channels, received {context.tokens.shape[-1]}")
+        if self.pooled_dim is not None and (context.pooled is None or context.pooled.shape[-1] != self.pooled_dim):
+            received = None if context.pooled is None else context.pooled.shape[-1]
+            raise ValueError(f"context: expected a pooled vector of {self.pooled_dim} channels, received {received}")
+
+
+class Block(nn.Module):
+    """Attention and an MLP on modulated norms, each behind a gate that starts at 0, so that the block starts as the identity.
+
+        shift, scale, gate (attention), shift, scale, gate (MLP) = W silu(c)
+
+    Attributes:
+        num_heads, mlp_ratio, qk_norm, dtype: As for DiT.
+        attends: Whether x attends to a Context in between, without a norm (as in PixArt).
+    """
+
+    num_heads: int
+    mlp_ratio: float
+    qk_norm: bool
+    attends: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c: jax.Array, context: Context | None) -> jax.Array:
+        """x [B, N, width], silu(c) [B, width] -> [B, N, width]."""
+        width = x.shape[-1]
+        modulation = Dense(6 * width, self.dtype, nn.initializers.zeros, name="modulation")(c)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
+
+        # x + gate attention(modulated norm(x)).
+        attention = Attention(self.num_heads, self.dtype, self.qk_norm, name="attention")
+        x = x + gate_a[:, None] * attention(modulate(layer_norm(x), shift_a, scale_a))
+        if self.attends and context is not None:
+            x = x + Attention(self.num_heads, self.dtype, self.qk_norm, name="cross_attention")(x, context.tokens, context.mask)
+
+        # x + gate MLP(modulated norm(x)).
+        h = Dense(round(self.mlp_ratio * width), self.dtype, name="mlp1")(modulate(layer_norm(x), shift_m, scale_m))
+        return x + gate_m[:, None] * Dense(width, self.dtype, name="mlp2")(nn.gelu(h, approximate=True))
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Layer normalization in float32, without parameters, in the dtype of x."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    return ((wide - mean) * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """x (1 + scale) + shift, with shift and scale [B, C] for x [B, N, C]."""
+    return x * (1 + scale[:, None]) + shift[:, None]
