@@ -161,7 +161,7 @@ def checked_variance(options: Options, diffusion: Diffusion) -> str:
     """The variance of the steps, as `likelihood` names it. Raises UsageError if the model has none for the metric."""
     if options.metric == "ode_nll":
         factory.require_every_time(diffusion, "--metric")
-    elif diffusion.schedule.startswith("continuous"):
+    elif diffusion.is_continuous:
         raise UsageError("--metric: expected ode_nll for a model in continuous time, whose bound has no steps")
     return factory.step_variance(options.variance, diffusion, "--variance")
 

@@ -51,17 +51,18 @@ def check_seed(option: str, seed: int) -> None:
 
 POSITIVE = (
     "network.channels", "network.num_blocks", "network.num_groups", "network.num_heads", "network.head_dim",
-    "network.num_classes", "network.norm_eps",
+    "network.num_classes", "network.norm_eps", "network.width", "network.depth", "network.patch", "loss.times_std",
     "optimizer.learning_rate", "optimizer.clip_norm", "train.num_steps", "train.batch_size", "train.accumulate",
     "train.steps_per_call", "train.log_every", "train.sample_every", "sample.num", "sample.gamma_images", "data.image_size",
     "data.max_pixels", "checkpoint.every", "checkpoint.keep", "ema.snapshot_every", "ema.snapshots", "devices.timeout",
 )  # fmt: skip
-NOT_NEGATIVE = ("checkpoint.best", "optimizer.warmup_steps")
+NOT_NEGATIVE = ("checkpoint.best", "optimizer.warmup_steps", "optimizer.weight_decay")
 FRACTIONS = ("network.dropout", "train.label_dropout", "diffusion.beta_start", "diffusion.beta_end", "ema.decay")
 """Numbers in [0, 1)."""
 AT_MOST = {
     "diffusion.num_steps": 1_000_000, "sample.steps": 1_000_000, "sample.num": 10_000, "sample.num_restarts": 1000,
-    "network.num_blocks": 1000, "network.channels": 1_000_000, "network.num_classes": 1_000_000, "data.image_size": 16_384,
+    "network.num_blocks": 1000, "network.depth": 1000, "network.width": 1_000_000, "network.channels": 1_000_000,
+    "network.num_classes": 1_000_000, "data.image_size": 16_384,
     "train.accumulate": 10_000, "train.steps_per_call": 10_000, "train.num_steps": 2**31 - 1, "train.batch_size": 2**31 - 1,
     "optimizer.warmup_steps": 2**31 - 1,
 }  # fmt: skip
@@ -93,8 +94,11 @@ def check(config: Config) -> None:
             raise UsageError(
                 f"--train.steps_per_call: expected a divisor of --{name} {every}, received {config.train.steps_per_call}"
             )
-    if not math.isfinite(config.optimizer.learning_rate):
-        raise UsageError(f"--optimizer.learning_rate: expected a finite number, received {config.optimizer.learning_rate}")
+    for name in ("optimizer.learning_rate", "optimizer.weight_decay", "loss.times_mean", "loss.times_std"):
+        if not math.isfinite(values[name]):
+            raise UsageError(f"--{name}: expected a finite number, received {values[name]}")
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        raise UsageError(f"--optimizer.betas: expected 0 or more and below 1, received {config.optimizer.betas}")
     for name in ("train.seed", "sample.seed"):
         check_seed(f"--{name}", values[name])
     if config.devices.axes and config.devices.state != "sharded":

@@ -13,9 +13,7 @@ class Network(metaclass=Choice):
     """The network."""
 
     kind: str
-    """Architecture: unet."""
-    dropout: float = 0.1
-    """Dropout probability."""
+    """Architecture: unet or dit. Each has its own options; add `--help` after its name to list them."""
     num_classes: int | None = None
     """Number of classes; None for an unconditional model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -27,6 +25,8 @@ class UNet(Network):
     """The UNet of Ho et al. 2020."""
 
     kind: Literal["unet"] = "unet"
+    dropout: float = 0.1
+    """Dropout probability."""
     channels: int = 128
     """Channels at the first resolution."""
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -59,3 +59,20 @@ class UNet(Network):
     """Resolutions that downsample with a residual block (BigGAN-style)."""
     residual_upsampling: tuple[int, ...] = ()
     """Resolutions that upsample with a residual block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiT(Network):
+    """The diffusion transformer (Peebles & Xie 2022)."""
+
+    kind: Literal["dit"] = "dit"
+    width: int = 384
+    """Channels per token. Published widths, depths and heads: S 384, 12, 6; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16."""
+    depth: int = 12
+    """Number of blocks."""
+    num_heads: int = 6
+    """Attention heads."""
+    patch: int = 2
+    """Height and width of a patch, one token each."""
+    qk_norm: bool = False
+    """Normalize queries and keys, for stable training of large models in bfloat16."""

@@ -25,6 +25,8 @@ class Sample(metaclass=Choice):
     """Timestep grid. log_snr, karras and exponential visit non-integer timesteps."""
     rho: float | None = None
     """Exponent of the grids karras (7 by default) and exponential (2 by default)."""
+    sigma_range: tuple[float, float] | None = None
+    """Smallest and largest sigma / alpha of the grids log_snr, karras and exponential; by default the schedule's."""
     label: tuple[str | int, ...] | None = None
     """Classes to sample, in turn: names, or indices if no class has that name; all by default."""
     guidance: float = 1.0

@@ -17,10 +17,11 @@ class Diffusion:
 
     schedule: Literal[
         "linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid",
-        "continuous_linear", "continuous_cosine",
+        "continuous_linear", "continuous_cosine", "flow",
     ] = "linear"  # fmt: skip
     """The first six: Ho et al. 2020. cosine: Nichol & Dhariwal 2021. sigmoid: Jabri et al. 2022. In continuous time, t in
-    [0, 1]: continuous_linear, the limit of linear (Song et al. 2020); continuous_cosine (Hoogeboom et al. 2023)."""
+    [0, 1]: continuous_linear, the limit of linear (Song et al. 2020); continuous_cosine (Hoogeboom et al. 2023); flow, the
+    straight path alpha = 1 - t, sigma = t (Liu et al. 2022)."""
     num_steps: int = 1000
     """T, the number of timesteps; in continuous time only the scale of beta_start and beta_end."""
     beta_start: float = 1e-4
@@ -28,12 +29,22 @@ class Diffusion:
     beta_end: float = 0.02
     """Last beta of these, and the beta of constant."""
     zero_terminal_snr: bool = False
-    """Rescale the schedule to zero terminal SNR (Lin et al. 2023); for v and x0 prediction."""
-    prediction: Literal["eps", "x0", "v", "score", "mean"] = "eps"
-    """What the network predicts; mean: the mean of q(x_{t-1} | x_t, x0)."""
+    """Rescale the schedule to zero terminal SNR (Lin et al. 2023); for v, x0 and flow prediction."""
+    shift: float = 1.0
+    """flow: at time t the path is at shift t / (1 + (shift - 1) t); above 1 for larger images (Esser et al. 2024)."""
+    prediction: Literal["eps", "x0", "v", "score", "mean", "flow", "edm"] = "eps"
+    """What the network predicts. mean: the mean of q(x_{t-1} | x_t, x0). flow: eps - x0, the velocity of flow matching. edm: a
+    mixture of x0 and eps with unit variance at every noise level, from inputs with unit variance (Karras et al. 2022)."""
+    sigma_data: float = 0.5
+    """edm: standard deviation of the data."""
     variance: Literal["fixed_small", "fixed_large", "learned", "learned_raw"] = "fixed_large"
     """Variance of the reverse steps. fixed_small: beta_tilde, the posterior's. fixed_large: beta. learned: interpolated between
     them in log space (iDDPM), with twice the output channels. learned_raw: the network outputs the log variance."""
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether time is continuous, t in [0, 1]."""
+        return self.schedule == "flow" or self.schedule.startswith("continuous")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +57,30 @@ class Loss:
     """simple, hybrid: loss weight per noise level. none: 1 for the error of the prediction. uniform: 1 for the error of eps."""
     distance: Literal["l2", "l1", "huber"] = "l2"
     """simple, hybrid: the error measure."""
-    times: Literal["uniform", "stratified", "importance"] = "uniform"
-    """Distribution of training timesteps. stratified: evenly over the batch. importance: by past losses (iDDPM)."""
+    times: Literal["uniform", "stratified", "importance", "log_normal"] = "uniform"
+    """Distribution of training timesteps. stratified: evenly over the batch. importance: by past losses (iDDPM). log_normal: a
+    log-normal sigma / alpha (Karras et al. 2022); for flow, a logit-normal t (Esser et al. 2024)."""
+    times_mean: float = 0.0
+    """log_normal: mean of log(sigma / alpha), or of logit(t) for flow. EDM: -1.2."""
+    times_std: float = 1.0
+    """log_normal: standard deviation. EDM: 1.2."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Adam."""
+    """Adam, or AdamW if there is weight decay."""
 
     learning_rate: float = 2e-4
     """Peak learning rate."""
     warmup_steps: int = 5000
     """Steps of linear learning rate warm-up."""
-    decay: Literal["constant", "cosine"] = "constant"
-    """Learning rate after warm-up; cosine decays to 0 at --train.num_steps."""
+    decay: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    """Learning rate after warm-up. cosine: decays to 0 at --train.num_steps. inverse_sqrt: with 1 / sqrt(step)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the moments."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay per unit of learning rate, of matrices and convolutions only: not of biases, norms and embeddings
+    (Loshchilov & Hutter 2017)."""
     clip_norm: float | None = 1.0
     """Gradient clipping: maximum global norm; None for no clipping."""
 

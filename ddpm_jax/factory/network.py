@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import guidance, networks
+from ddpm_jax import guidance, networks, preconditioning
 from ddpm_jax.config import Config
 from ddpm_jax.config import network as config_network
 from ddpm_jax.config.cli import UsageError
-from ddpm_jax.denoiser import Denoise, make_denoise
+from ddpm_jax.denoiser import Denoise, clipped, make_denoise
 from ddpm_jax.schedules import HasLevels
 
 
@@ -21,15 +21,20 @@ def make_network(config: Config, image_shape: Sequence[int]) -> networks.Network
 
     It has 2 C output channels if it learns the variance, and one label more than there are classes: the unconditional one.
     """
-    channels = 2 * image_shape[-1] if config.diffusion.variance.startswith("learned") else None
-    match config.network:
-        case config_network.UNet() as network:
-            fields = {field: value for field, value in vars(network).items() if field != "kind"}
-            fields["dtype"] = jnp.dtype(network.dtype)
-            fields["num_classes"] = None if network.num_classes is None else network.num_classes + 1
-            time_scale = 1000.0 if config.diffusion.schedule.startswith("continuous") else 1.0
-            return networks.UNet(**fields, out_channels=channels, time_scale=time_scale, remat=config.train.remat)
-    raise UsageError(f"--network.kind: expected unet, received {config.network.kind}")
+    network, diffusion = config.network, config.diffusion
+    fields = {field: value for field, value in vars(network).items() if field != "kind"} | {
+        "dtype": jnp.dtype(network.dtype),
+        "num_classes": None if network.num_classes is None else network.num_classes + 1,
+        "out_channels": 2 * image_shape[-1] if diffusion.variance.startswith("learned") else None,
+        "time_scale": 1000.0 if diffusion.is_continuous or diffusion.prediction == "edm" else 1.0,
+        "remat": config.train.remat,
+    }
+    match network:
+        case config_network.UNet():
+            return networks.UNet(**fields)
+        case config_network.DiT():
+            return networks.DiT(**fields)
+    raise UsageError(f"--network.kind: expected unet or dit, received {network.kind}")
 
 
 def bind(
@@ -61,5 +66,8 @@ def bind(
     else:
         labels = None if labels is None else jnp.where(labels < 0, none, labels)
         unconditional = jnp.int32(none)
-    bound = guidance.conditional(predict, labels, unconditional, scale)
-    return make_denoise(schedule, bound, config.diffusion.prediction, clip, config.diffusion.variance)
+    bound, diffusion = guidance.conditional(predict, labels, unconditional, scale), config.diffusion
+    if diffusion.prediction == "edm":
+        denoise = preconditioning.edm(bound, diffusion.sigma_data)
+        return clipped(denoise) if clip else denoise
+    return make_denoise(schedule, bound, diffusion.prediction, clip, diffusion.variance)

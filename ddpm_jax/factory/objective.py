@@ -25,7 +25,7 @@ def make_objective(config: Config, image_shape: Sequence[int]) -> Objective:
     schedule = make_schedule(config.diffusion)
     network = make_network(config, image_shape)
     loss = make_loss(config.loss, config.diffusion, schedule)
-    memory, draw_times = make_times(config.loss, schedule.num_steps, config.train.batch_size)
+    memory, draw_times = make_times(config.loss, config.diffusion, schedule, config.train.batch_size)
     generate = make_generator(config, network, schedule, image_shape)
 
     def preview(params: Any, key: jax.Array, frozen: Any) -> jax.Array:

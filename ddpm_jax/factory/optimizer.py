@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
 import optax
 
 from ddpm_jax.config import Ema, Optimizer
 from ddpm_jax.config.cli import UsageError, as_usage_error
 from ddpm_jax.training import ema
-from ddpm_jax.training.optimizers import clip
+from ddpm_jax.training.optimizers import adamw, clip
 
 
 def make_learning_rate(optimizer: Optimizer, num_steps: int) -> optax.Schedule:
-    """The learning rate per update: linear warm-up (appendix B of Ho et al. 2020), then constant or a cosine decay."""
+    """The learning rate per update: linear warm-up (appendix B of Ho et al. 2020), then constant or decaying."""
     warmup = optax.linear_schedule(0.0, optimizer.learning_rate, max(optimizer.warmup_steps, 1))
     match optimizer.decay:
         case "constant":
@@ -21,15 +22,18 @@ def make_learning_rate(optimizer: Optimizer, num_steps: int) -> optax.Schedule:
         case "cosine":
             steps = max(num_steps - optimizer.warmup_steps, 1)
             after = optax.cosine_decay_schedule(optimizer.learning_rate, steps)
+        case "inverse_sqrt":  # continuous at the end of warm-up
+            start = max(optimizer.warmup_steps, 1)
+            after = lambda step: optimizer.learning_rate * jnp.sqrt(start / (start + step))  # noqa: E731
         case _:
-            raise UsageError(f"--optimizer.decay: expected constant or cosine, received {optimizer.decay}")
+            raise UsageError(f"--optimizer.decay: expected constant, cosine or inverse_sqrt, received {optimizer.decay}")
     return optax.join_schedules([warmup, after], [optimizer.warmup_steps])
 
 
 def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """Gradient clipping by the global norm, then Adam (section 4 and appendix B of Ho et al. 2020)."""
+    """Gradient clipping by the global norm, then Adam (section 4 and appendix B of Ho et al. 2020), or AdamW."""
     limit = math.inf if optimizer.clip_norm is None else optimizer.clip_norm
-    return optax.chain(clip(limit), optax.adam(learning_rate))
+    return optax.chain(clip(limit), adamw(learning_rate, optimizer.betas, optimizer.weight_decay))
 
 
 def make_averages(averages: Ema, batch_size: int) -> dict[str, ema.Rate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,6 +108,8 @@ def make_levels(sample: Sample, diffusion: Diffusion, schedule: HasLevels) -> Le
     """The timestep grid. Raises UsageError if the schedule or the model doesn't have its levels."""
     if sample.rho is not None and sample.grid not in ("karras", "exponential"):
         raise UsageError(f"--sample.rho: expected with --sample.grid karras or exponential, received with {sample.grid}")
+    if sample.sigma_range is not None and not 0 < sample.sigma_range[0] < sample.sigma_range[1] < math.inf:
+        raise UsageError(f"--sample.sigma_range: expected two numbers, 0 < smallest < largest, received {sample.sigma_range}")
     with as_usage_error("--sample.steps" if sample.rho is None else "--sample.rho"):
         levels = _grid(sample, diffusion, schedule)
     match sample:
@@ -122,12 +125,18 @@ def make_levels(sample: Sample, diffusion: Diffusion, schedule: HasLevels) -> Le
 
 
 def _grid(sample: Sample, diffusion: Diffusion, schedule: HasLevels) -> Level:
+    if sample.sigma_range is not None and sample.grid in grids.SPACINGS:
+        raise UsageError("--sample.sigma_range: expected with --sample.grid log_snr, karras or exponential, "
+                         f"received with {sample.grid}")  # fmt: skip
     if sample.grid in grids.SPACINGS:
         return grids.spaced(schedule, sample.steps, sample.grid)
     require_every_time(diffusion, "--sample.grid")
     of_schedule = grids.CONTINUOUS_STEPS if schedule.num_steps is None else schedule.num_steps
     num_steps = of_schedule if sample.steps is None else sample.steps
     log_snr = log_snr_range(schedule) if schedule.num_steps is None else None
+    if sample.sigma_range is not None:
+        smallest, largest = sample.sigma_range
+        log_snr = -2 * math.log(largest), -2 * math.log(smallest)
     match sample.grid:
         case "log_snr":
             return grids.uniform_log_snr(schedule, num_steps, log_snr)

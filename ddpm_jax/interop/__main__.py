@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ddpm_jax import networks
     from ddpm_jax.interop.diffusers import Model
 
-SCHEDULES = [name for name in get_args(get_type_hints(Diffusion)["schedule"]) if not name.startswith("continuous")]
+SCHEDULES = [name for name in get_args(get_type_hints(Diffusion)["schedule"]) if not Diffusion(name).is_continuous]
 """The schedules of train.py in discrete time."""
 
 

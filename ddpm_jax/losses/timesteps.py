@@ -57,6 +57,11 @@ def stratified(key: jax.Array, num_steps: int | None, ids: ArrayLike, batch_size
     return jnp.minimum((t * num_steps).astype(jnp.int32), num_steps - 1)
 
 
+def log_normal(key, schedule, ids, mean: float, std: float) -> jax.Array:
+    z = keys.draw(jax.random.normal, keys.per_example(keys.stream(key, "t"), ids))
+    return _between_the_ends(schedule.level_at(-2 * (mean + std * z)).t)
+
+
 def _between_the_ends(t: jax.Array) -> jax.Array:
     """Moves t = 0 and t = 1 inwards by half a rounding error, since alpha or sigma may be 0 and a weight infinite there."""
     half = jnp.finfo(t.dtype).eps / 2

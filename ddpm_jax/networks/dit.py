@@ -85,6 +85,8 @@ class DiT(nn.Module):
         Raises:
             ValueError: sizes that do not fit, or a label or context that is missing or not expected.
         """
+        if self.num_classes is not None and self.is_initializing() and labels is None:
+            labels = jnp.zeros(len(x_t), jnp.int32)
         self._check(x_t, t, labels, context)
         batch, height, width, channels = x_t.shape
         rows, columns, p = height // self.patch, width // self.patch, self.patch

@@ -1,4 +1,4 @@
-"""Global norm and gradient clipping."""
+"""Global norm, gradient clipping, and AdamW."""
 
 from __future__ import annotations
 
@@ -29,3 +29,29 @@ def clip(limit: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda a: (a * scale).astype(a.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay of the kernels (Loshchilov & Hutter 2017, arXiv 1711.05101).
+
+        params <- params - learning_rate (adam + weight_decay params)
+
+    Biases, scales of norms, and embeddings do not decay. The state is that of Adam, whatever the decay, so that a run may be
+    resumed with another.
+    """
+    if weight_decay == 0:
+        return optax.adam(learning_rate, *betas)
+    adam, decay = optax.scale_by_adam(*betas), optax.add_decayed_weights(weight_decay, _kernels)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = adam.update(updates, state, params)
+        return decay.update(updates, decay.init(params), params)[0], state
+
+    return optax.chain(optax.GradientTransformation(adam.init, update), optax.scale_by_learning_rate(learning_rate))
+
+
+def _kernels(params: Any) -> Any:
+    """Which arrays of a tree are matrices or convolutions: those named "kernel"."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), params)

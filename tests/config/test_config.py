@@ -62,12 +62,12 @@ def test_options_override_the_file():
         (["extra"], "extra: expected an option"),
         (["--optimizer.lr", "1"], "perhaps --optimizer.learning_rate"),
         (["--optimizer.learningrate", "1"], "perhaps --optimizer.learning_rate"),
-        (["--optimizer.momentum", "1"], "--optimizer has learning_rate, warmup_steps, decay, clip_norm"),
+        (["--optimizer.momentum", "1"], "--optimizer has learning_rate, warmup_steps, decay, betas"),
         (["--batch-size", "1"], "perhaps --train.batch_size"),
         (["--train.num_steps", "many"], "--train.num_steps"),
         (["--train.num_steps"], "--train.num_steps"),
         (["--diffusion.prediction", "noise"], "--diffusion.prediction"),
-        (["--config", "mnist"], "--config: expected a file.py or one of celebahq256, cifar10, digits"),
+        (["--config", "mnist"], "--config: expected a file.py or one of celebahq256, cifar10, cifar10_edm"),
         (["--config", "no/such/file.py"], "--config: expected a file.py"),
         (["--config"], "--config: expected a value"),
         (["--config", "gs://bucket/c.py"], "--config: expected a local path, received gs://bucket/c.py; mount the bucket"),
@@ -189,6 +189,6 @@ def test_the_config_of_a_workdir_is_a_config_too(tmp_path):
     workdir.write_config(tmp_path, read("--config", "cifar10", "--network.head_dim", "32", "--workdir", "here"))
     again = read("--config", str(tmp_path / "config.json"), "--train.seed", "3")
     assert (again.workdir, again.network.head_dim, again.network.multipliers, again.train.seed) == ("here", 32, (1, 2, 2, 2), 3)
-    (tmp_path / "config.json").write_text('{"network": {"depth": 3}}')
-    with pytest.raises(UsageError, match=r"config.json: config: expected only fields of this version, received depth"):
+    (tmp_path / "config.json").write_text('{"network": {"layers": 3}}')
+    with pytest.raises(UsageError, match=r"config.json: config: expected only fields of this version, received layers"):
         read("--config", str(tmp_path / "config.json"))

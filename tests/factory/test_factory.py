@@ -33,7 +33,7 @@ def test_every_sampler_on_every_grid(method, grid):
     np.testing.assert_allclose(x, 0.3, atol=1e-4)
 
 
-CONTINUOUS = [name for name in NAMES["schedule"] if name.startswith("continuous")]
+CONTINUOUS = [name for name in NAMES["schedule"] if Diffusion(name).is_continuous]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES["schedule"] if name not in CONTINUOUS])
@@ -70,7 +70,10 @@ def test_the_continuous_linear_schedule_is_the_limit_of_the_discrete_one():
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"prediction": "mean"}, "--diffusion.prediction: expected eps, x0, v or score with the continuous schedule"),
+        (
+            {"prediction": "mean"},
+            "--diffusion.prediction: expected eps, x0, v, score, flow or edm with the continuous schedule",
+        ),
         ({"variance": "learned"}, "--diffusion.variance: expected fixed_small or fixed_large with the continuous schedule"),
         ({"zero_terminal_snr": True}, "--diffusion.zero_terminal_snr: expected False with the continuous schedule"),
     ],
@@ -80,8 +83,8 @@ def test_continuous_time_refuses_what_needs_steps(change, said):
         factory.make_schedule(Diffusion(schedule="continuous_cosine", **change))
     diffusion = Diffusion(schedule="continuous_cosine")
     schedule = factory.make_schedule(diffusion)
-    with pytest.raises(UsageError, match=r"--loss.times: expected uniform or stratified in continuous time"):
-        factory.make_times(Loss(times="importance"), schedule.num_steps, 8)
+    with pytest.raises(UsageError, match=r"--loss.times: expected uniform, stratified or log_normal in continuous time"):
+        factory.make_times(Loss(times="importance"), Diffusion(), schedule, 8)
     with pytest.raises(UsageError, match=r"--loss.kind: expected simple with the continuous schedule"):
         factory.make_loss(Loss(kind="vlb"), diffusion, schedule)
 
@@ -306,3 +309,26 @@ def test_a_run_may_go_on_with_another_learning_rate():
     _, state = make(1e-3).update(gradient, make(1e-3).init(params), params)
     slow, fast = (make(rate).update(gradient, state, params)[0] for rate in (1e-3, 3e-3))
     np.testing.assert_allclose(fast, 3 * slow, rtol=1e-5)
+
+
+def test_weight_decay_is_that_of_kernels_alone_and_may_change_on_resuming():
+    """AdamW = Adam - learning rate x decay x params (Loshchilov & Hutter 2017, Algorithm 2), from Adam's state."""
+    params = {name: jnp.full((2, 2), 3.0) for name in ("kernel", "bias", "scale", "embedding")}
+    gradient = jax.tree.map(lambda a: 0.1 * a, params)
+
+    def make(decay):
+        options = Optimizer(1e-2, warmup_steps=0, weight_decay=decay, betas=(0.9, 0.99))
+        return factory.make_optimizer(options, factory.make_learning_rate(options, 10))
+
+    state = make(0.0).init(params)
+    (plain, _), (decayed, after) = (make(decay).update(gradient, state, params) for decay in (0.0, 0.1))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    np.testing.assert_allclose(decayed["kernel"] - plain["kernel"], -1e-2 * 0.1 * 3.0, rtol=1e-5)
+    for name in ("bias", "scale", "embedding"):
+        np.testing.assert_array_equal(decayed[name], plain[name])
+
+
+def test_the_learning_rate_falls_with_the_root_of_the_step():
+    """Vaswani et al. 2017, section 5.3: linear warm-up over W steps, then the peak x sqrt(W / step)."""
+    rate = factory.make_learning_rate(Optimizer(2e-3, warmup_steps=100, decay="inverse_sqrt"), 10_000)
+    np.testing.assert_allclose([rate(50), rate(100), rate(400), rate(10_000)], [1e-3, 2e-3, 1e-3, 2e-4], rtol=1e-5)

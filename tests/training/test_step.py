@@ -39,7 +39,7 @@ BATCH = {"image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uin
 def make_objective(times="uniform", of=None, network=NETWORK, image_shape=(8, 8, 1), draw_times=None, **options):
     loss = Loss(times=times)
     of = factory.make_loss(loss, Diffusion(), SCHEDULE) if of is None else of
-    memory, draw = factory.make_times(loss, 1000, 8)
+    memory, draw = factory.make_times(loss, Diffusion(), schedules.linear(1000), 8)
     return objectives.diffusion(
         network, image_shape, of, draw_times or draw, 1000, lambda params, key, frozen: None, memory=memory, **options
     )
