@@ -1,11 +1,13 @@
 """Is a run that is killed repeatedly bit-identical to an uninterrupted one? Prints the kills and the differences, as JSON.
 
     python benchmarks/kills.py --kills 100
+    python benchmarks/kills.py --kills 12 --run dit
 
-Trains a small network on digits with everything that has state: two EMAs, importance-sampled times, dropout, flips and
-gradient accumulation. One run is left alone. The other receives `kill -9` at random moments (after a random time from its
-start, at a random step, or during a save), then SIGTERM, then SIGINT, and is restarted by the same command each time. All
-arrays of the last checkpoint and all metrics of every step are compared, except for timings and memory.
+Trains a small network on digits with everything that has state: two EMAs, dropout, flips, gradient accumulation, and
+importance-sampled times (unet) or flow matching and weight decay (dit). One run is left alone. The other receives `kill -9` at
+random moments (after a random time from its start, at a random step, or during a save), then SIGTERM, then SIGINT, and is
+restarted by the same command each time. All arrays of the last checkpoint and all metrics of every step are compared, except
+for timings and memory.
 """
 
 import argparse
@@ -22,28 +24,28 @@ import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
-SMALL = [
-    "--network.channels", "8", "--network.multipliers", "1", "--network.num_blocks", "1", "--network.num_groups", "4",
-    "--network.dropout", "0.2", "--network.middle", "none", "--data.random_flip", "True", "--loss.times", "importance",
-    "--train.batch_size", "8", "--train.accumulate", "2", "--train.log_every", "1", "--train.sample_every", "1000000",
-    "--sample.num", "1", "--sample.steps", "1", "--ema.power", "0.1", "--checkpoint.every", "4",
+RUNS = {
+    "unet": [
+        "--config", "digits", "--network.channels", "8", "--network.multipliers", "1", "--network.num_blocks", "1",
+        "--network.num_groups", "4", "--network.dropout", "0.2", "--network.middle", "none", "--loss.times", "importance",
+    ],
+    "dit": [
+        "--config", "digits_dit", "--network.width", "16", "--network.depth", "1", "--network.num_heads", "2",
+        "--network.patch", "4", "--optimizer.weight_decay", "0.1",
+    ],
+}  # fmt: skip
+ALL = [
+    "--data.random_flip", "True", "--train.batch_size", "8", "--train.accumulate", "2", "--train.log_every", "1",
+    "--train.sample_every", "1000000", "--sample.num", "1", "--sample.steps", "1", "--ema.power", "0.1",
+    "--checkpoint.every", "4",
 ]  # fmt: skip
 TIMINGS = {"images_per_second", "data_wait", "memory_gib"}
 
 
-def start(workdir: pathlib.Path, num_steps: int) -> "subprocess.Popen[str]":
+def start(run: str, workdir: pathlib.Path, num_steps: int) -> "subprocess.Popen[str]":
     """Starts train.py, by the same command each time."""
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--config",
-        "digits",
-        "--workdir",
-        str(workdir),
-        *SMALL,
-        "--train.num_steps",
-        str(num_steps),
-    ]
+    command = [sys.executable, str(ROOT / "train.py"), *RUNS[run], *ALL]
+    command += ["--workdir", str(workdir), "--train.num_steps", str(num_steps)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -96,27 +98,27 @@ def lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in read]
 
 
-def main(kills: int, seed: int, folder: pathlib.Path) -> None:
+def main(run: str, kills: int, seed: int, folder: pathlib.Path) -> None:
     """Runs both and compares them."""
     rng, num_steps, counts = random.Random(seed), 6 * kills + 30, collections.Counter[str]()
     alone, killed = folder / "alone", folder / "killed"
-    code, said = start(alone, num_steps).wait(), ""
+    code, said = start(run, alone, num_steps).wait(), ""
     assert code == 0, code
     for number in range(kills):
         kind = ("save", "step", "start")[number % 3]
-        process = start(killed, num_steps)
+        process = start(run, killed, num_steps)
         wait_for_moment(process, killed, kind, rng)
         code, said = end(process, signal.SIGKILL)
         assert code == -signal.SIGKILL, f"kill {number}, {kind}: exit code {code}: {said}"
         counts[kind] += 1
         print(f"kill {number + 1} ({kind}) after step {at_last(killed)} of {num_steps}", flush=True)
     for polite in (signal.SIGTERM, signal.SIGINT):
-        process = start(killed, num_steps)
+        process = start(run, killed, num_steps)
         wait_for_moment(process, killed, "step", rng)
         code, said = end(process, polite)
         assert code == 128 + polite, f"exit code {code}: {said}"
         assert "is saved; repeat the command to resume" in said, said
-    process = start(killed, num_steps)
+    process = start(run, killed, num_steps)
     _, said = process.communicate()
     assert process.returncode == 0, said
     whole, parts = (arrays(workdir, num_steps) for workdir in (alone, killed))
@@ -131,8 +133,9 @@ def main(kills: int, seed: int, folder: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", choices=RUNS, default="unet")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        main(given.kills, given.seed, pathlib.Path(temporary))
+        main(given.run, given.kills, given.seed, pathlib.Path(temporary))

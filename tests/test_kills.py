@@ -6,16 +6,19 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def test_two_kills_and_two_signals_change_no_bit(tmp_path):
+@pytest.mark.parametrize("run", ["unet", "dit"])
+def test_two_kills_and_two_signals_change_no_bit(run, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-    command = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--kills", "2"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--kills", "2", "--run", run]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
