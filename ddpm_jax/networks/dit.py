@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,9 @@ SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152
 
 FREQUENCIES = 256
 """Sines and cosines of the time embedding."""
+
+XAVIER, NORMAL, ZEROS = nn.initializers.xavier_uniform(), nn.initializers.normal(0.02), nn.initializers.zeros
+"""The authors' initializers: of dense layers, of embeddings, and of what starts at zero."""
 
 
 class DiT(nn.Module):
@@ -39,7 +40,7 @@ class DiT(nn.Module):
         qk_norm: Whether queries and keys are normalized.
         time_scale: Times are multiplied by it before they are embedded; 1000 for times in [0, 1].
         freq_shift: Frequency shift of the time embedding; 0 in the authors' code.
-        dtype: Compute dtype; parameters, norms and softmax are float32.
+        dtype: Dtype of matrix products; parameters, sums of residuals, norms and softmax are float32.
         remat: Gradient checkpointing: recompute the blocks in the backward pass.
     """
 
@@ -75,12 +76,13 @@ class DiT(nn.Module):
         Args:
             x_t: Noisy images [B, H, W, C]; patch divides H and W.
             t: Times [B], or [B, num_times].
-            labels: Integers [B], if there are classes.
-            context: A Context of B examples, if the network attends to one.
+            labels: Classes [B], integers in 0..num_classes-1, or None if the network is unconditional. `init` does not need
+                them.
+            context: A Context of B examples, if context_dim or pooled_dim is given.
             train, dropout_keys: Without effect: there is no dropout.
 
         Returns:
-            [B, H, W, out_channels], in the dtype of x_t.
+            float32 [B, H, W, out_channels].
 
         Raises:
             ValueError: sizes that do not fit, or a label or context that is missing or not expected.
@@ -88,74 +90,73 @@ class DiT(nn.Module):
         if self.num_classes is not None and self.is_initializing() and labels is None:
             labels = jnp.zeros(len(x_t), jnp.int32)
         self._check(x_t, t, labels, context)
-        batch, height, width, channels = x_t.shape
-        rows, columns, p = height // self.patch, width // self.patch, self.patch
 
         # Patches as tokens, with their positions.
+        (batch, height, width, channels), p = x_t.shape, self.patch
+        rows, columns = height // p, width // p
         patches = x_t.reshape(batch, rows, p, columns, p, channels).swapaxes(2, 3).reshape(batch, rows * columns, -1)
-        h = Dense(self.width, self.dtype, name="patches")(patches)
-        h = h + positions_2d(rows, columns, self.width).astype(self.dtype)
+        h = self._dense(self.width, "patches")(patches) + positions_2d(rows, columns, self.width)[None]
 
-        # The condition c: time, class, pooled context.
-        c = self._embed_times(t)
-        if labels is not None and self.num_classes is not None:
-            table = LabelEmbedding(self.num_classes, self.width, self.dtype, nn.initializers.normal(0.02), name="label")
-            c = c + table(labels)
-        if self.pooled_dim is not None and context is not None and context.pooled is not None:
-            c = c + Dense(self.width, self.dtype, name="pooled")(context.pooled)
-        c = nn.silu(c)
-
+        # The blocks, each modulated by silu(c).
+        c = nn.silu(self._embed(t, labels, context))
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
-            h = block(self.num_heads, self.mlp_ratio, self.qk_norm, self.context_dim is not None, self.dtype, name=f"block{i}")(
-                h, c, context
-            )
+            attends = self.context_dim is not None
+            h = block(self.num_heads, self.mlp_ratio, self.qk_norm, attends, self.dtype, name=f"block{i}")(h, c, context)
 
-        # Patches back to an image.
+        # Tokens as patches of the output.
         out_channels = channels if self.out_channels is None else self.out_channels
-        shift, scale = jnp.split(
-            Dense(2 * self.width, self.dtype, nn.initializers.zeros, name="head_modulation")(c), 2, axis=-1
-        )
-        h = Dense(p * p * out_channels, self.dtype, nn.initializers.zeros, name="head")(modulate(layer_norm(h), shift, scale))
+        shift, scale = jnp.split(self._dense(2 * self.width, "head_modulation", ZEROS)(c), 2, axis=-1)
+        h = self._dense(p * p * out_channels, "head", ZEROS)(modulate(layer_norm(h), shift, scale))
         h = h.reshape(batch, rows, columns, p, p, out_channels).swapaxes(2, 3)
-        return h.reshape(batch, height, width, out_channels).astype(x_t.dtype)
+        return h.reshape(batch, height, width, out_channels).astype(jnp.float32)
 
-    def _embed_times(self, t: jax.Array) -> jax.Array:
-        """The sum of the embeddings of all times, [B, width]."""
-        dense = functools.partial(Dense, self.width, self.dtype, nn.initializers.normal(0.02))
-        total = jnp.zeros(())
-        for i, time in enumerate(jnp.reshape(t, (len(t), -1)).T):
-            name = "time" if i == 0 else f"time_{i}"
-            waves = timestep_embedding(self.time_scale * time, FREQUENCIES, self.freq_shift, cos_first=True)
-            total = total + dense(name=f"{name}2")(nn.silu(dense(name=f"{name}1")(waves)))
-        return total
+    def _embed(self, t: jax.Array, labels: jax.Array | None, context: Context | None) -> jax.Array:
+        """c = time + class + pooled context, [B, width]."""
+        c = jnp.zeros((len(t), self.width))
+        for i, times in enumerate(jnp.reshape(t, (len(t), -1)).T):
+            name = f"time{'' if i == 0 else f'_{i}_'}"
+            waves = timestep_embedding(self.time_scale * times, FREQUENCIES, self.freq_shift, cos_first=True)
+            h = nn.silu(self._dense(self.width, f"{name}1", NORMAL)(waves))
+            c = c + self._dense(self.width, f"{name}2", NORMAL)(h)
+        if labels is not None and self.num_classes is not None:
+            c = c + LabelEmbedding(self.num_classes, self.width, self.dtype, NORMAL, name="label")(labels)
+        if context is not None and context.pooled is not None and self.pooled_dim is not None:
+            c = c + self._dense(self.width, "pooled")(context.pooled)
+        return c
+
+    def _dense(self, features: int, name: str, kernel_init: nn.initializers.Initializer = XAVIER) -> Dense:
+        return Dense(features, self.dtype, kernel_init, name=name)
 
     def _check(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, context: Context | None) -> None:
         if x_t.ndim != 4:
             raise ValueError(f"x_t: expected images [B, H, W, C], received shape {x_t.shape}")
-        if x_t.shape[1] % self.patch or x_t.shape[2] % self.patch:
-            raise ValueError(f"patch: expected a divisor of height and width, {x_t.shape[1]} x {x_t.shape[2]}, "
-                             f"received {self.patch}")  # fmt: skip
+        height, width = x_t.shape[1:3]
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"patch: expected a divisor of height and width, {height} x {width}, received {self.patch}")
         if self.width % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of the width {self.width}, received {self.num_heads}")
         times = (len(x_t),) if self.num_times == 1 else (len(x_t), self.num_times)
         if jnp.shape(t) != times:
             raise ValueError(f"t: expected shape {times}, received {jnp.shape(t)}")
-        if (labels is None) != (self.num_classes is None):
-            expected = (
-                "none, this network is unconditional" if self.num_classes is None else f"one of {self.num_classes} classes"
-            )
-            raise ValueError(f"labels: expected {expected}, received {'none' if labels is None else 'some'}")
-        attends = self.context_dim is not None or self.pooled_dim is not None
-        if attends != (context is not None):
-            raise ValueError(f"context: expected {'a Context' if attends else 'none'}, received {'none' if attends else 'one'}")
-        if context is None:
-            return
-        if self.context_dim is not None and context.tokens.shape[-1] != self.context_dim:
-            raise ValueError(f"context: expected tokens of {self.context_dim} channels, received {context.tokens.shape[-1]}")
-        if self.pooled_dim is not None and (context.pooled is None or context.pooled.shape[-1] != self.pooled_dim):
-            received = None if context.pooled is None else context.pooled.shape[-1]
-            raise ValueError(f"context: expected a pooled vector of {self.pooled_dim} channels, received {received}")
+        if labels is not None and self.num_classes is None:
+            raise ValueError("labels: expected None, this network is unconditional")
+        if labels is None and self.num_classes is not None:
+            raise ValueError(f"labels: expected one of {self.num_classes} classes for each image, received None")
+        self._check_context(context)
+
+    def _check_context(self, context: Context | None) -> None:
+        takes_none = self.context_dim is None and self.pooled_dim is None
+        if context is None and not takes_none:
+            raise ValueError("context: expected a Context, received None")
+        if context is not None and takes_none:
+            raise ValueError("context: expected None, this network has neither context_dim nor pooled_dim")
+        parts = () if context is None else (("context_dim", "tokens"), ("pooled_dim", "pooled"))
+        for field, part in parts:
+            wanted, given = getattr(self, field), getattr(context, part)
+            if wanted is not None and (given is None or given.shape[-1] != wanted):
+                received = None if given is None else given.shape
+                raise ValueError(f"context: expected {part} with {wanted} channels, {field}, received {received}")
 
 
 class Block(nn.Module):
@@ -178,7 +179,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, c: jax.Array, context: Context | None) -> jax.Array:
         """x [B, N, width], silu(c) [B, width] -> [B, N, width]."""
         width = x.shape[-1]
-        modulation = Dense(6 * width, self.dtype, nn.initializers.zeros, name="modulation")(c)
+        modulation = Dense(6 * width, self.dtype, ZEROS, name="modulation")(c)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
 
         # x + gate attention(modulated norm(x)).
@@ -193,11 +194,11 @@ class Block(nn.Module):
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
-    """Layer normalization in float32, without parameters, in the dtype of x."""
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
-    return ((wide - mean) * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
+    """Layer normalization in float32, without parameters."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-6)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        return (flat @ kernel.astype(self.dtype) + bias.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+        return (flat @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]).reshape(*x.shape[:-1], self.features)
 
 
 class Attention(nn.Module):
