@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ddpm_jax import arguments, diffusion, keys, preconditioning
+from ddpm_jax.losses import timesteps
 from ddpm_jax.preconditioning import Network
 
 
@@ -39,13 +40,12 @@ def edm(
 
     Raises:
         TypeError: no key, no function, or an x0 that is not floating-point.
-        ValueError: sigma_data or std is not positive and finite; F has another shape than x0.
+        ValueError: sigma_data or std is not positive and finite, or mean not finite; F has another shape than x0.
     """
     arguments.check_function("network", network, "a function (c_in y, c_noise) -> F")
     arguments.check_x0(x0)
     preconditioning.check_sigma_data(sigma_data)
-    if not 0 < std < jnp.inf:
-        raise ValueError(f"std: expected a finite number above 0, received {std}")
+    timesteps.check_log_normal(mean, std)
     ids = keys.global_ids(ids, len(x0))
     if sigma is None:
         sigma = jnp.exp(mean + std * keys.draw(jax.random.normal, keys.per_example(keys.stream(key, "t"), ids)))

@@ -1,4 +1,4 @@
-"""Sampling of training times: uniform, stratified over the batch, or by importance."""
+"""Sampling of training times: uniform, stratified over the batch, log-normal in the noise level, or by importance."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax import keys
-from ddpm_jax.schedules import safe_divide
+from ddpm_jax import arguments, keys
+from ddpm_jax.schedules import HasLevels, safe_divide
 
 DrawTimes = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, jax.Array]]
 """(key, LossHistory or (), ids [B]) -> t [B], and weights for their losses [B]."""
@@ -57,9 +58,48 @@ def stratified(key: jax.Array, num_steps: int | None, ids: ArrayLike, batch_size
     return jnp.minimum((t * num_steps).astype(jnp.int32), num_steps - 1)
 
 
-def log_normal(key, schedule, ids, mean: float, std: float) -> jax.Array:
-    z = keys.draw(jax.random.normal, keys.per_example(keys.stream(key, "t"), ids))
-    return _between_the_ends(schedule.level_at(-2 * (mean + std * z)).t)
+def log_normal(key: jax.Array, schedule: HasLevels, ids: ArrayLike, mean: float, std: float) -> jax.Array:
+    """Independent times whose noise level is log-normal: log(sigma / alpha) ~ N(mean, std^2).
+
+    It is the law of EDM (Karras et al. 2022, arXiv 2206.00364), with P_mean = mean and P_std = std. On the path of flow
+    matching with shift 1, log(sigma / alpha) = log(t / (1 - t)), and it is the logit-normal(mean, std) law of t of SD3 (Esser
+    et al. 2024, arXiv 2403.03206); with shift k, that of mean - log k.
+
+    Args:
+        key: A typed key.
+        schedule: In continuous time. Noise levels beyond its own become its least or its most noisy one.
+        ids: Global example indices, integers [B].
+        mean: The mean of log(sigma / alpha).
+        std: Its standard deviation, above 0.
+
+    Returns:
+        Real numbers in (0, 1), [B]; the i-th depends on (key, ids[i]) alone.
+
+    Raises:
+        TypeError: no key or no schedule, or ids are not integers.
+        ValueError: a schedule in discrete time; a mean that is not finite, or a std that is not positive and finite.
+    """
+    arguments.check_schedule(schedule)
+    if schedule.num_steps is not None:
+        raise ValueError(f"schedule: expected one in continuous time for log-normal noise levels, received "
+                         f"{schedule.num_steps} steps")  # fmt: skip
+    check_log_normal(mean, std)
+    with jax.ensure_compile_time_eval():  # concrete, also inside a compiled function
+        high, low = map(float, schedule.level(np.array([0.0, schedule.last])).log_snr)
+    example_keys = keys.per_example(keys.stream(key, "t"), ids)
+    log_snr = -2 * (mean + std * keys.draw(jax.random.normal, example_keys))
+
+    # level_at within the schedule's range, which may be infinite; its ends are known without rounding
+    t = jnp.asarray(schedule.level_at(jnp.clip(log_snr, low, high)).t, log_snr.dtype)
+    return _between_the_ends(jnp.where(log_snr >= high, 0.0, jnp.where(log_snr <= low, schedule.last, t)))
+
+
+def check_log_normal(mean: float, std: float) -> None:
+    """Raises ValueError unless mean is finite, and std positive and finite."""
+    if not -np.inf < mean < np.inf:
+        raise ValueError(f"mean: expected a finite number, received {mean}")
+    if not 0 < std < np.inf:
+        raise ValueError(f"std: expected a finite number above 0, received {std}")
 
 
 def _between_the_ends(t: jax.Array) -> jax.Array:

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax import schedules
 from ddpm_jax.losses import timesteps
+from ddpm_jax.schedules import continuous
 
 KEY = jax.random.key(0)
 
@@ -78,3 +80,61 @@ def test_the_history_is_that_of_one_loss_after_the_other():
         ours = np.asarray(history.losses[time])[: min(len(lists[time]), 10)]
         np.testing.assert_allclose(np.sort(ours), np.sort(lists[time][-10:]), rtol=1e-6)
     np.testing.assert_array_equal(history.seen, [len(each) for each in lists])
+
+
+CONTINUOUS = {
+    "flow": schedules.flow(),
+    "flow, shift 3": schedules.flow(3.0),
+    "cosine": continuous.cosine(),
+    "linear": continuous.linear_vp(),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_log_normal_noise_levels_have_their_moments(name):
+    """10,000 draws with EDM's mean and standard deviation, within 4 standard errors."""
+    schedule, mean, std, num = CONTINUOUS[name], -1.2, 1.2, 10_000
+    t = timesteps.log_normal(KEY, schedule, jnp.arange(num), mean, std)
+    log_rho = -np.asarray(schedule.level(t).log_snr) / 2
+    assert abs(log_rho.mean() - mean) < 4 * std / np.sqrt(num)
+    assert abs(log_rho.var() - std**2) < 4 * std**2 * np.sqrt(2 / num)
+
+
+def test_log_normal_is_logit_normal_in_the_time_of_flow_matching():
+    """Quartiles of logit-normal(0.5, 0.8), of 10,000 draws; the shift k moves the logit of t by -log k."""
+    t = timesteps.log_normal(KEY, schedules.flow(), jnp.arange(10_000), 0.5, 0.8)
+    quartiles = 1 / (1 + np.exp(-(0.5 + 0.8 * np.array([-0.6744898, 0.0, 0.6744898]))))
+    below = np.mean(np.asarray(t)[:, None] < quartiles, axis=0)
+    np.testing.assert_allclose(below, [0.25, 0.5, 0.75], atol=4 * 0.5 / np.sqrt(10_000))
+    shifted = timesteps.log_normal(KEY, schedules.flow(3.0), jnp.arange(100), 0.5, 0.8)
+    logit = lambda t: np.log(t / (1 - t))  # noqa: E731
+    np.testing.assert_allclose(logit(shifted), logit(t[:100]) - np.log(3), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_log_normal_times_stay_within_the_schedule(name):
+    """Standard deviation 50, compiled and not: most levels lie beyond the schedule's, or beyond float32."""
+    draw = lambda: timesteps.log_normal(KEY, CONTINUOUS[name], jnp.arange(1000), 0.0, 50.0)  # noqa: E731
+    for t in (draw(), jax.jit(draw)()):
+        assert np.all((t > 0) & (t < 1))
+        assert np.mean(t < 1e-3) > 0.3 and np.mean(t > 0.99) > 0.3
+
+
+def test_a_log_normal_time_depends_on_key_and_id_alone():
+    draw = lambda key, ids: timesteps.log_normal(key, schedules.flow(), jnp.asarray(ids), -1.2, 1.2)  # noqa: E731
+    whole = draw(KEY, range(64))
+    np.testing.assert_array_equal(draw(KEY, [40, 7]), whole[jnp.array([40, 7])])
+    np.testing.assert_allclose(jax.jit(draw)(KEY, [40, 7]), whole[jnp.array([40, 7])], rtol=1e-6)
+    assert len(np.unique(whole)) == 64 and not np.array_equal(whole, draw(jax.random.key(1), range(64)))
+
+
+def test_log_normal_refuses_bad_input():
+    for std in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="std: expected a finite number above 0"):
+            timesteps.log_normal(KEY, schedules.flow(), jnp.arange(4), 0.0, std)
+    with pytest.raises(ValueError, match="mean: expected a finite number"):
+        timesteps.log_normal(KEY, schedules.flow(), jnp.arange(4), np.inf, 1.0)
+    with pytest.raises(ValueError, match="schedule: expected one in continuous time"):
+        timesteps.log_normal(KEY, schedules.linear(1000), jnp.arange(4), 0.0, 1.0)
+    with pytest.raises(TypeError, match="schedule"):
+        timesteps.log_normal(KEY, schedules.flow, jnp.arange(4), 0.0, 1.0)
