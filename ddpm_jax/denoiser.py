@@ -52,7 +52,7 @@ def make_denoise(
         schedule: The schedule that the network was trained on, in discrete or continuous time. A level whose t is outside
             0 to `schedule.last` gives NaN.
         predict: The network, (x_t [B, ..., C], t [B]) -> [B, ..., C], or [B, ..., 2C] if it learned its variance.
-        prediction: The quantity it predicts: "eps", "x0", "v", "score", or "mean" (in discrete time only).
+        prediction: The quantity it predicts: "eps", "x0", "v", "flow", "score", or "mean" (in discrete time only).
         clip: Whether x0 is clipped to [-1, 1], as DDPM does in sampling, and eps recomputed from it.
         variance: One of VARIANCES. With "learned" and "learned_raw", in discrete time only, the second half of the
             output's last axis is the variance.
@@ -103,7 +103,7 @@ def warn_without_signal(schedule: HasLevels, prediction: str) -> None:
     with jax.ensure_compile_time_eval():  # concrete, also inside a compiled function
         alpha = schedule.level(np.asarray(schedule.last)).alpha
     if not arguments.is_traced(alpha) and float(alpha) == 0:
-        warnings.warn(f"prediction: expected v or x0 for a schedule that ends without signal, received {prediction}; "
+        warnings.warn(f"prediction: expected v, flow or x0 for a schedule that ends without signal, received {prediction}; "
                       f"at t = {schedule.last} it carries no information about x0, which is taken as 0",
                       stacklevel=3)  # fmt: skip
 
@@ -169,7 +169,7 @@ def read(
         level: Scalars or [B].
         x_t: Noisy data [B, ..., C].
         output: [B, ..., C], or [B, ..., 2C] if the variance is learned: prediction first, then u.
-        prediction: "eps", "x0", "v", "score" or "mean".
+        prediction: "eps", "x0", "v", "flow", "score" or "mean".
         variance: One of VARIANCES.
 
     Returns:

@@ -146,9 +146,9 @@ def test_starting_from_noise_at_a_level_with_signal_gives_a_warning():
 @pytest.mark.parametrize("schedule", [schedules.jsd(10), continuous.cosine(-np.inf, np.inf)], ids=["jsd", "continuous"])
 def test_eps_without_signal_gives_a_warning(schedule):
     for prediction in ("eps", "score"):
-        with pytest.warns(UserWarning, match=f"prediction: expected v or x0 .* received {prediction}"):
+        with pytest.warns(UserWarning, match=f"prediction: expected v, flow or x0 .* received {prediction}"):
             make_denoise(schedule, predict, prediction)
-        with pytest.warns(UserWarning, match="prediction: expected v or x0"):
+        with pytest.warns(UserWarning, match="prediction: expected v, flow or x0"):
             losses.simple(KEY, schedule, predict, X, prediction)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -46,7 +46,7 @@ def conditional(predict: PredictGiven, condition: Any, unconditional: Any, scale
 
         output = output_u + scale (output_c - output_u)
 
-    At a given x_t, eps, x0, v and score are affine functions of each other, so this equals `classifier_free` for each of
+    At a given x_t, eps, x0, v, flow and score are affine functions of each other, so this equals `classifier_free` for each of
     them, with one network evaluation per step, on B examples if scale is 0 or 1, otherwise on 2B (see `interleave`).
 
     Args:

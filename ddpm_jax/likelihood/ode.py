@@ -26,13 +26,14 @@ def ode_log_likelihood(
 ) -> jax.Array:
     """The log-density of x under the probability-flow ODE, by the change of variables (Song et al. 2020, section 4.3).
 
-    With lambda = log_snr, the ODE of the variance-preserving process and the change of the density along it are
+    With lambda = log_snr, the ODE of z = x / h, h = hypot(alpha, sigma), and the change of its density along it are
 
-        dx/dlambda        = sigma / 2 (sigma x - eps(x, lambda))
-        dlog p/dlambda    = -div(dx/dlambda)
+        dz/dlambda        = sigma / (2 h) (sigma / h z - eps(h z, lambda))
+        dlog p/dlambda    = -div(dz/dlambda)
 
-    integrated from the data to the noise, where x is taken as standard normal, by the classical Runge-Kutta method of order
-    4 with equal steps: four network evaluations per step, each with a divergence.
+    integrated from the data to the noise, where z is taken as standard normal, by the classical Runge-Kutta method of order
+    4 with equal steps: four network evaluations per step, each with a divergence. z is variance-preserving: z = x if
+    alpha^2 + sigma^2 = 1; otherwise, as in flow matching, log p(x) = log p(z) - D log h for D dimensions.
 
     Args:
         key: None for the exact divergence, at the cost of one derivative per dimension; a typed key for Hutchinson's
@@ -61,30 +62,34 @@ def ode_log_likelihood(
 
     # The levels at both ends and the middle of each step, and the probes.
     levels = schedule.level_at(np.linspace(*log_snr, 2 * num_steps + 1))
-    levels = jax.tree.map(lambda a: jnp.asarray(a, jnp.promote_types(x.dtype, jnp.float32)), levels)
+    h = np.hypot(levels.alpha, levels.sigma)
+    levels, h = jax.tree.map(lambda a: jnp.asarray(a, jnp.promote_types(x.dtype, jnp.float32)), (levels, h))
     step = (log_snr[1] - log_snr[0]) / num_steps
     probes = None
     if key is not None:
         example_keys = keys.per_example(keys.stream(key, "probe"), keys.global_ids(ids, len(x)))
         probes = keys.draw(jax.random.rademacher, example_keys, x.shape[1:], x.dtype)
 
-    def slope(x: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
-        flow = lambda x: level.sigma / 2 * (level.sigma * x - evaluated(denoise, x, level).eps)  # noqa: E731
-        return _with_divergence(flow, x, probes)
+    def slope(z: jax.Array, at: tuple[Level, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        level, h = at
+        sigma = level.sigma / h
+        flow = lambda z: sigma / 2 * (sigma * z - evaluated(denoise, h * z, level).eps)  # noqa: E731
+        return _with_divergence(flow, z, probes)
 
-    def body(carry: tuple[jax.Array, jax.Array], at: tuple[Level, Level, Level]) -> tuple[Any, None]:
-        x, change = carry
-        k1, d1 = slope(x, at[0])
-        k2, d2 = slope(x + step / 2 * k1, at[1])
-        k3, d3 = slope(x + step / 2 * k2, at[1])
-        k4, d4 = slope(x + step * k3, at[2])
-        return (x + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4), change + step / 6 * (d1 + 2 * d2 + 2 * d3 + d4)), None
+    def body(carry: tuple[jax.Array, jax.Array], at: tuple[Any, Any, Any]) -> tuple[Any, None]:
+        z, change = carry
+        k1, d1 = slope(z, at[0])
+        k2, d2 = slope(z + step / 2 * k1, at[1])
+        k3, d3 = slope(z + step / 2 * k2, at[1])
+        k4, d4 = slope(z + step * k3, at[2])
+        return (z + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4), change + step / 6 * (d1 + 2 * d2 + 2 * d3 + d4)), None
 
-    # log p(x) = log N(x at the noise; 0, 1) + the integral of the divergence.
-    begin_middle_end = tuple(jax.tree.map(lambda a, i=i: a[i : i + 2 * num_steps : 2], levels) for i in range(3))
-    (x, change), _ = jax.lax.scan(body, (x, jnp.zeros(len(x), x.dtype)), begin_middle_end)
-    normal = -0.5 * jnp.sum(x**2 + math.log(2 * math.pi), axis=range(1, x.ndim))
-    return normal + change
+    # log p(x) = log N(z at the noise; 0, 1) + the integral of the divergence - D log h at the data.
+    begin_middle_end = tuple(jax.tree.map(lambda a, i=i: a[i : i + 2 * num_steps : 2], (levels, h)) for i in range(3))
+    start = (x / h[0]).astype(x.dtype)
+    (z, change), _ = jax.lax.scan(body, (start, jnp.zeros(len(x), x.dtype)), begin_middle_end)
+    normal = -0.5 * jnp.sum(z**2 + math.log(2 * math.pi), axis=range(1, x.ndim))
+    return normal + change - math.prod(x.shape[1:]) * jnp.log(h[0])
 
 
 def _with_divergence(flow: Any, x: jax.Array, probes: jax.Array | None) -> tuple[jax.Array, jax.Array]:

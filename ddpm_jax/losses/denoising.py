@@ -40,7 +40,8 @@ def simple(
         schedule: The noise schedule, in discrete time (T steps) or in continuous time.
         predict: The network, (x_t [B, ...], t [B]) -> [B, ...].
         x0: Clean data [B, ...], in [-1, 1].
-        prediction: The quantity that the network predicts: "eps", "x0", "v", "score", or "mean" (in discrete time only).
+        prediction: The quantity that the network predicts: "eps", "x0", "v", "flow", "score", or "mean" (in discrete time
+            only).
         ids: Global example indices, integers [B], 0..B-1 by default: example i's t and noise depend on (key, ids[i])
             alone, not on the rest of the batch.
         t: The times, [B] or a scalar: integers in 0..T-1, or real numbers in [0, 1] in continuous time. By default

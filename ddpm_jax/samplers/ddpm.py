@@ -34,7 +34,8 @@ def ddpm(variance: str = "fixed_large") -> base.Sampler:
 
         mean         = alpha_s (1 - r^2) x0 + r (sigma_s / sigma_t) x_t
         fixed_small  = sigma_s^2 (1 - r^2)       the posterior variance, optimal for deterministic data
-        fixed_large  = sigma_t^2 (1 - r^2)       beta of the step, optimal for data that are N(0, I)
+        fixed_large  = (sigma_t h_s / h_t)^2 (1 - r^2),    h = hypot(alpha, sigma)
+                                                 beta of the step if h = 1, optimal for data that are N(0, I)
         learned      = fixed_large^f fixed_small^(1 - f),  f = `denoised.fraction`
 
     The last step, to sigma_s = 0, adds no noise and returns x0. Grids must go towards the data.
@@ -58,8 +59,9 @@ def ddpm(variance: str = "fixed_large") -> base.Sampler:
         xp = r.__array_namespace__()
         x0_scale, x_scale = s.alpha * (1 - r**2), r * s.sigma / t.sigma
         # a learned std lies between the fixed ones: std of fixed_small, times exp(fraction * log_range)
-        scale = xp.where(s.sigma > 0, t.sigma, 0.0) if variance == "fixed_large" else s.sigma
-        log_range = xp.log(safe_divide(t.sigma, s.sigma, otherwise=1.0))
+        large = t.sigma * (xp.hypot(s.alpha, s.sigma) / xp.hypot(t.alpha, t.sigma))
+        scale = xp.where(s.sigma > 0, large, 0.0) if variance == "fixed_large" else s.sigma
+        log_range = xp.log(safe_divide(large, s.sigma, otherwise=1.0))
         return Coefficients(t, x0_scale, x_scale, scale * (1 - r**2) ** 0.5, log_range)
 
     def step(keys: jax.Array | None, denoise: Denoise, x: jax.Array, state: tuple, c: Coefficients):

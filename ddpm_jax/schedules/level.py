@@ -62,16 +62,19 @@ class HasLevels(Protocol):
 def log_snr_range(schedule: HasLevels, cleanest: float = 1e-3) -> tuple[float, float]:
     """The smallest and the largest finite log_snr of a schedule: of its steps, or of t = 1 and t = cleanest.
 
+    In continuous time without signal at t = 1, as on the path of flow matching, the smallest is that of t = 1 - cleanest.
+
     Args:
         schedule: In discrete or continuous time.
-        cleanest: The time of the largest, in (0, 1), if time is continuous; 1/1000 is the first of 1,000 steps.
+        cleanest: The time of the largest, in (0, 1/2), if time is continuous; 1/1000 is the first of 1,000 steps.
 
     Raises:
         TypeError: no schedule, or one whose values are traced.
     """
     arguments.check_schedule(schedule)
     with jax.ensure_compile_time_eval():  # concrete numbers, also inside a compiled function
-        level = schedule.level(np.array([cleanest, 1.0]) if schedule.num_steps is None else np.arange(schedule.num_steps))
+        real = schedule.num_steps is None
+        level = schedule.level(np.array([cleanest, 1 - cleanest, 1.0]) if real else np.arange(schedule.num_steps))
     log_snr = Level(*(arguments.known("schedule", a).astype(np.float64) for a in level)).log_snr
     finite = log_snr[np.isfinite(log_snr)]
     return float(finite[-1]), float(finite[0])

@@ -11,7 +11,7 @@ from ddpm_jax.losses import weightings
 from ddpm_jax.schedules import continuous
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.filterwarnings("ignore:prediction. expected v or x0")  # eps on the whole cosine, in closed form
+pytestmark = pytest.mark.filterwarnings("ignore:prediction. expected v, flow or x0")  # eps on the whole cosine, in closed form
 WHOLE = continuous.cosine(-np.inf, np.inf)
 SCHEDULES = {"linear_vp": continuous.linear_vp(), "cosine": continuous.cosine(), "whole cosine": WHOLE}
 MEAN, STD = 0.3, 0.2

@@ -9,7 +9,7 @@ from ddpm_jax.denoiser import make_denoise
 from ddpm_jax.samplers import grids
 from ddpm_jax.schedules import Level, continuous
 
-pytestmark = pytest.mark.filterwarnings("ignore:prediction. expected v or x0")  # eps on the whole cosine, in closed form
+pytestmark = pytest.mark.filterwarnings("ignore:prediction. expected v, flow or x0")  # eps on the whole cosine, in closed form
 SCHEDULE = schedules.linear(1000)
 WHOLE = continuous.cosine(-np.inf, np.inf)
 """alpha = cos(pi t / 2), from clean data to pure noise."""
@@ -232,11 +232,11 @@ def test_the_default_range_is_the_schedules():
     levels = grids.karras(continuous.cosine(-8.0, 12.0), 10)
     np.testing.assert_allclose(levels.t[[0, -2]], [1, 0], atol=1e-9)
     np.testing.assert_allclose(log_snr(Level(*(a[:-1] for a in levels)))[[0, -1]], [-8, 12], rtol=1e-9)
-    for schedule, own in ((continuous.linear_vp(), r"-10\.0\d+, inf"), (WHOLE, "-inf, inf")):
-        with pytest.raises(
-            ValueError, match=rf"log_snr: expected \(noisiest, least noisy\) .* own are \({own}\), received None"
-        ):
-            grids.uniform_log_snr(schedule, 10)
+    # instead of infinite ends, the times 1/1000 and 1 - 1/1000 in continuous time, and the last step with signal in discrete
+    for schedule, last in ((continuous.linear_vp(), 1), (WHOLE, 0.999), (schedules.flow(), 0.999), (schedules.flow(3.0), 0.999)):
+        np.testing.assert_allclose(grids.karras(schedule, 10).t[[0, -2, -1]], [last, 0.001, 0], rtol=1e-6)
+    t = grids.uniform_log_snr(schedules.zero_terminal_snr(SCHEDULE), 10).t
+    np.testing.assert_allclose(t[[0, -2]], [998, 0], atol=1e-3)
     for wrong in ((2.0, 1.0), (-np.inf, 1.0)):
         with pytest.raises(ValueError, match="rising"):
             grids.karras(SCHEDULE, 10, log_snr=wrong)

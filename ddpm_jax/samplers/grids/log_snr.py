@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from ddpm_jax import arguments
 from ddpm_jax.samplers.grids.times import ending
-from ddpm_jax.schedules import HasLevels, Level, checked_num_steps, require_discrete
+from ddpm_jax.schedules import HasLevels, Level, checked_num_steps, log_snr_range, require_discrete
 
 
 def at_log_snr(schedule: HasLevels, log_snr: ArrayLike, clean: bool = True) -> Level:
@@ -42,15 +42,15 @@ def uniform_log_snr(
     Args:
         schedule: One with `level_at`, in discrete or continuous time.
         num_steps: N, at least 1.
-        log_snr: (noisiest, least noisy); by default the schedule's, if they are finite. `linear_vp` is clean at t = 0 and
-            needs them.
+        log_snr: (noisiest, least noisy); by default the schedule's, and instead of an infinite one that of
+            `schedules.log_snr_range`: `linear_vp` and `flow` are clean at t = 0, and `flow` has no signal at t = 1.
         clean: Whether the last step goes from the least noisy level to the clean one, or to the least noisy one.
 
     Returns:
         A Level of numpy arrays [N + 1].
 
     Raises:
-        ValueError: num_steps out of range, or log_snr missing, not rising, or out of the schedule's range.
+        ValueError: num_steps out of range, or log_snr not rising, not finite, or out of the schedule's range.
         TypeError: schedule is no schedule, or its values are traced; num_steps is no integer.
     """
     return exponential(schedule, num_steps, 1.0, log_snr, clean)
@@ -110,11 +110,11 @@ def _ramp(num_steps: int, clean: bool) -> np.ndarray:
 
 
 def _range(schedule: HasLevels, log_snr: tuple[float, float] | None) -> tuple[float, float]:
-    """The noisiest and the least noisy log_snr; by default the schedule's own."""
+    """The noisiest and the least noisy log_snr; by default the schedule's own, or the last finite ones."""
     if log_snr is None:
-        log_snr = _own_range(schedule)
-        if not np.all(np.isfinite(log_snr)):
-            raise ValueError(f"log_snr: expected (noisiest, least noisy) for a schedule whose own are {log_snr}, received None")
+        ends = zip(_own_range(schedule), log_snr_range(schedule), strict=True)
+        noisiest, cleanest = (own if np.isfinite(own) else finite for own, finite in ends)
+        log_snr = noisiest, cleanest
     if not -np.inf < log_snr[0] < log_snr[1] < np.inf:
         raise ValueError(f"log_snr: expected (noisiest, least noisy), finite and rising, received {log_snr}")
     return log_snr
