@@ -6,13 +6,17 @@
     python benchmarks/against_pytorch.py ddim --model cifar10 --batch-size 4 --steps 20
     python benchmarks/against_pytorch.py ancestral --model digits --batch-size 64
     python benchmarks/against_pytorch.py training --model cifar10 --batch-size 8 --peer lucidrains
+    python benchmarks/against_pytorch.py training --model dit --batch-size 8 --peer dit
+    python benchmarks/against_pytorch.py ddim --model dit --batch-size 4 --steps 20 --peer dit
 
-The peer is diffusers, with the same network (the parameter counts must be equal), or lucidrains' denoising-diffusion-pytorch,
-with its own network of the same channels and resolutions. Step and batch are the same. Each side runs in its own process, and
-they alternate, A B A B. A turn is one uncounted call, then calls for at least a second, whose mean is taken; each call is
-waited for after the next one has started. The times are medians over turns; the ratio is the median of the pairs' ratios,
-above 1 if ours is faster. The peer uses its fastest variant, chosen by one turn beforehand: eager or compiled, channels first
-or last. On a GPU both sides use it; PyTorch runs `--dtype bfloat16` by autocast, and float32 products are TF32.
+The peer is diffusers, with the same network (the parameter counts must be equal), or lucidrains'
+denoising-diffusion-pytorch, with its own network of the same channels and resolutions. For `dit`, DiT-S/2 on 32x32x4 with
+1,000 classes, it is the authors' network in PyTorch; its samples are guided, two evaluations per step in one batch. Step
+and batch are the same. Each side runs in its own process, and they alternate, A B A B. A turn is one uncounted call, then
+calls for at least a second, whose mean is taken; each call is waited for after the next one has started. The times are
+medians over turns; the ratio is the median of the pairs' ratios, above 1 if ours is faster. The peer uses its fastest
+variant, chosen by one turn beforehand: eager or compiled, channels first or last. On a GPU both sides use it; PyTorch runs
+`--dtype bfloat16` by autocast, and float32 products are TF32.
 
 The fraction of peak, in training, is 3 times the FLOPs of the plain network's forward pass, per time, relative to the rate of
 a large matrix product, ours or PyTorch's, whichever is higher, measured in every pair. `memory` is the peak use of the GPU's
@@ -32,23 +36,29 @@ import numpy as np
 from sides.turns import Side
 
 from ddpm_jax.config import Config, read_config
+from ddpm_jax.networks.dit import SIZES
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-SHAPES = {"cifar10": (32, 32, 3), "digits": (8, 8, 1)}
-FORWARD_FLOP = {"cifar10": 11.7e9}
-PEERS = {"diffusers": "diffusers", "lucidrains": "denoising-diffusion-pytorch"}
+SHAPES = {"cifar10": (32, 32, 3), "digits": (8, 8, 1), "dit": (32, 32, 4)}
+FORWARD_FLOP = {"cifar10": 11.7e9, "dit": 12.1e9}
+PEERS = {"diffusers": "diffusers", "lucidrains": "denoising-diffusion-pytorch", "dit": "torch"}
 VARIANTS = ("eager", "eager, channels last", "compiled", "compiled, channels last")
 
 
 def config_of(options: argparse.Namespace) -> Config:
-    """The config of configs/, unconditional, with the requested batch size and steps."""
+    """The config of configs/, unconditional except for DiT, with the requested batch size and steps."""
     overrides = {"train.batch_size": options.batch_size, "sample.num": options.batch_size, "network.dtype": options.dtype}
     if options.what != "training":
         overrides["sample.sampler"] = {"ddim": "ddim", "ancestral": "ddpm"}[options.what]
         overrides["sample.steps"] = options.steps if options.what == "ddim" else None
-    argv = ["--config", options.model, *[word for name, value in overrides.items() for word in (f"--{name}", str(value))]]
-    config = read_config(["--config", options.model, *argv], CONFIGS, "")
-    return dataclasses.replace(config, network=dataclasses.replace(config.network, num_classes=None))
+    name, num_classes = options.model, None
+    if options.model == "dit":
+        name, num_classes = "digits_dit", 1000
+        width, depth, num_heads = SIZES["S"]
+        overrides |= {"network.width": width, "network.depth": depth, "network.num_heads": num_heads, "sample.guidance": 2.0}
+    argv = ["--config", name, *[word for option, value in overrides.items() for word in (f"--{option}", str(value))]]
+    config = read_config(argv, CONFIGS, "")
+    return dataclasses.replace(config, network=dataclasses.replace(config.network, num_classes=num_classes))
 
 
 def best_variant(peer: str, make: str, config: Config, shape: tuple[int, int, int], variants: list[str]) -> tuple[str, Side]:
@@ -90,7 +100,7 @@ def main() -> None:
     variant, theirs = best_variant(options.peer, make, config, shape, options.variants)
     ours = Side("ours", make, config, shape)
     print(f"ours: the first call took {ours.first:.1f} s", flush=True)
-    if options.peer == "diffusers":
+    if options.peer != "lucidrains":
         assert ours.num_params == theirs.num_params, f"parameters differ: {ours.num_params} and {theirs.num_params}"
     turns, rates = [], []
     for _ in range(options.pairs):

@@ -33,7 +33,8 @@ def training(config: Config, shape: tuple[int, int, int]) -> tuple[Run, int]:
     init = functools.partial(init_state, key, objective, optimizer, averages)
     state = sharding.create(init, sharding.replicated(mesh))
     image = np.random.default_rng(0).integers(0, 256, (batch_size, *shape), np.uint8)
-    batch = sharding.put_batch(mesh, {"image": image})
+    labels = {} if config.network.num_classes is None else {"label": np.zeros(batch_size, np.int32)}
+    batch = sharding.put_batch(mesh, {"image": image} | labels)
     compiled = compile_step(step, state, batch, (), mesh)
     programs.append(compiled)
     held, num = [state], num_params(state.params)

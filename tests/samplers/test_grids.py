@@ -233,7 +233,12 @@ def test_the_default_range_is_the_schedules():
     np.testing.assert_allclose(levels.t[[0, -2]], [1, 0], atol=1e-9)
     np.testing.assert_allclose(log_snr(Level(*(a[:-1] for a in levels)))[[0, -1]], [-8, 12], rtol=1e-9)
     # instead of infinite ends, the times 1/1000 and 1 - 1/1000 in continuous time, and the last step with signal in discrete
-    for schedule, last in ((continuous.linear_vp(), 1), (WHOLE, 0.999), (schedules.flow(), 0.999), (schedules.flow(3.0), 0.999)):
+    for schedule, last in (
+        (continuous.linear_vp(), 1),
+        (WHOLE, 0.999),
+        (schedules.flow(), 0.999),
+        (schedules.flow(3.0), 0.999),
+    ):
         np.testing.assert_allclose(grids.karras(schedule, 10).t[[0, -2, -1]], [last, 0.001, 0], rtol=1e-6)
     t = grids.uniform_log_snr(schedules.zero_terminal_snr(SCHEDULE), 10).t
     np.testing.assert_allclose(t[[0, -2]], [998, 0], atol=1e-3)
