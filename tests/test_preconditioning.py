@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import losses, preconditioning, schedules
-from ddpm_jax.denoiser import make_denoise
+from ddpm_jax import losses, preconditioning, samplers, schedules
+from ddpm_jax.denoiser import Denoised, make_denoise
+from ddpm_jax.diffusion import eps_from_x0
+from ddpm_jax.samplers import grids
 from ddpm_jax.schedules import Level
 
 TABLE = [  # sigma: c_skip, c_out, c_in, c_noise, weight, by Karras et al.'s code at sigma_data = 0.5
@@ -60,6 +62,60 @@ def test_levels_are_log_normal():
     losses.edm(jax.random.key(0), lambda y, noise: seen.append(noise) or y, jnp.zeros((20_000, 1)))
     log_s = 4 * np.asarray(seen[0])
     assert abs(log_s.mean() + 1.2) < 4 * 1.2 / 141 and abs(log_s.std() - 1.2) < 4 * 1.2 / 200
+
+
+FLOW = schedules.flow()
+START = np.arange(768, dtype=np.float32).reshape(3, 8, 8, 4).transpose(3, 0, 1, 2) / 768  # of diffusers' tests of schedulers
+LARGEST = 80.0
+
+
+def dummy(x, t):
+    """The network of diffusers' tests."""
+    return x * (t / (t + 1)).reshape(-1, 1, 1, 1)
+
+
+def assert_sums(sampler, denoise, levels, y, total, mean, rtol=5e-6):
+    """The sum and the mean of |x| at the clean level, from y = x / alpha."""
+    x = samplers.sample(None, sampler, denoise, levels, y.shape, x_init=jnp.asarray(y * np.float32(levels.alpha[0])))
+    np.testing.assert_allclose(np.abs(x).sum(), total, rtol=rtol)
+    np.testing.assert_allclose(np.abs(x).mean(), mean, atol=5e-5)
+
+
+def test_ten_steps_of_euler_have_the_sums_of_diffusers():
+    """EDMEulerScheduler's test: 34.1855 and 0.0445, from hypot(80, 1) times the sample."""
+    levels = grids.karras(FLOW, 10, log_snr=(-2 * np.log(LARGEST), -2 * np.log(0.002)))
+    y = START * np.hypot(LARGEST, 1)
+    assert_sums(samplers.euler(), preconditioning.edm(dummy), levels, y, 34.1855, 0.0445)
+
+
+def test_one_step_of_a_consistency_model_is_one_of_ddim():
+    """CMStochasticIterativeScheduler's test: 192.7614 and 0.2510. Its D has c_skip = 1 and c_out = 0 at s = 0.002, not 0."""
+
+    def consistency(x_t, level):
+        s = level.sigma / level.alpha
+        y, shifted = x_t / level.alpha, s - 0.002
+        skip, out = 0.25 / (shifted**2 + 0.25), shifted * 0.5 / jnp.sqrt(s**2 + 0.25)
+        output = dummy(y / jnp.sqrt(s**2 + 0.25), 250 * jnp.log(s))
+        x0 = jnp.clip(skip * y + out * output, -1, 1)
+        return Denoised(x0, eps_from_x0(level, x_t, x0))
+
+    levels = grids.at_log_snr(FLOW, [-2 * np.log(LARGEST)])
+    assert_sums(samplers.ddim(), consistency, levels, START * LARGEST, 192.7614, 0.2510)
+
+
+def test_one_step_of_a_latent_consistency_model_is_one_of_ddim():
+    """LCMScheduler's test: 18.7097 and 0.0244, at t = 999 of the betas that are linear in their roots, times scaled by 10."""
+    schedule = schedules.from_betas(np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    of_eps = make_denoise(schedule, dummy, clip=False)
+
+    def latent_consistency(x_t, level):
+        t = 10 * level.t
+        x0 = 0.25 / (t**2 + 0.25) * x_t + t / jnp.sqrt(t**2 + 0.25) * of_eps(x_t, level).x0
+        return Denoised(x0, eps_from_x0(level, x_t, x0))
+
+    # x_t - sigma eps = 0.0033 x_t amplifies the rounding of sigma, which is float32 there too, 300 times
+    levels = grids.at(schedule, np.array([999]))
+    assert_sums(samplers.ddim(), latent_consistency, levels, START / np.float32(levels.alpha[0]), 18.7097, 0.0244, 5e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])

@@ -190,6 +190,22 @@ def test_the_ode_in_many_dimensions_and_for_a_discrete_schedule():
         np.testing.assert_allclose(ours, expected, atol=12 * 1e-4)
 
 
+@pytest.mark.parametrize("data", [NORMAL, MIXTURE], ids=["normal", "mixture"])
+def test_the_ode_gives_the_density_on_the_path_of_flow_matching(data):
+    """alpha + sigma = 1, from t = 0.05 to sigma / alpha = 100,000: 40 points, the density of alpha x0 + sigma eps."""
+    weights, means, variances = data
+    schedule, x = schedules.flow(), np.linspace(-1.2, 1.2, 40)
+    start = float(schedule.level(0.05).log_snr)
+    expected = np.sum(weights * scipy.stats.norm.pdf(x[:, None], 0.95 * means, np.sqrt(0.95**2 * variances + 0.05**2)), axis=1)
+    with jax.enable_x64(True):
+        run = jax.jit(
+            lambda x: likelihood.ode_log_likelihood(None, schedule, exact(data), x, (start, -2 * np.log(1e5)), 200),
+            compiler_options={"xla_backend_optimization_level": "3"},
+        )
+        ours = run(jnp.asarray(x)[:, None])
+    np.testing.assert_allclose(ours, np.log(expected), atol=1e-4)
+
+
 def test_hutchinsons_estimate_belongs_to_the_example():
     mix = jax.random.normal(jax.random.key(1), (6, 6)) * 0.3
     denoise = lambda x, level: Denoised(x, jnp.tanh(x @ mix))  # noqa: E731

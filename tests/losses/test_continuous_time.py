@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from ddpm_jax import diffusion, losses
+from ddpm_jax import diffusion, losses, schedules
 from ddpm_jax.losses import weightings
 from ddpm_jax.schedules import continuous
 
@@ -133,3 +133,17 @@ def test_what_needs_steps_is_refused_by_name():
             loss(KEY, schedule, zeros, x0)
     with pytest.raises(ValueError, match="num_steps: expected a number of steps for importance sampling, received None"):
         losses.timesteps.empty_history(None)
+
+
+def test_the_loss_of_flow_matching_at_its_optimum():
+    """N(0, 1) data: E |u - u*|^2 is 1 / ((1 - t)^2 + t^2), whose mean over uniform t is pi / 2; 4 standard errors."""
+    flow, x0 = schedules.flow(), jax.random.normal(jax.random.key(1), (40_000, 4))
+
+    def best(x_t, t):
+        alpha, sigma = (a[:, None] for a in flow.level(t)[1:])
+        return (sigma - alpha) / (alpha**2 + sigma**2) * x_t
+
+    for t in (None, 0.0, 0.1, 0.5, 0.8, 1.0):
+        loss = np.asarray(losses.simple(KEY, flow, best, x0, "flow", t=t), np.float64)
+        expected = np.pi / 2 if t is None else 1 / ((1 - t) ** 2 + t**2)
+        assert abs(loss.mean() - expected) < 4 * loss.std() / 200

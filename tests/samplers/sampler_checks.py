@@ -33,16 +33,21 @@ def exact_ends(noisiest, cleanest):
     return oracles.mixture_flow(STARTS, noisiest, cleanest, *MIXTURE)
 
 
-def orders(sampler, steps=(40, 80, 160), ends=(-8.0, 8.0)):
-    """The orders of convergence on mixture data between numbers of steps uniform in log_snr, and the last error."""
+def orders(sampler, steps=(40, 80, 160), ends=(-8.0, 8.0), path=np.hypot):
+    """The orders of convergence on mixture data between numbers of steps uniform in log_snr, and the last error.
+
+    path(alpha, sigma) is 1 on the path: levels of unit variance are divided by it, and x with them.
+    """
     errors = []
     with jax.enable_x64(True):
         for num_steps in steps:
-            levels = Level(np.zeros(num_steps + 1), *oracles.log_snr_grid(*ends, num_steps))
-            x_init = jnp.asarray(STARTS)
+            alpha, sigma = oracles.log_snr_grid(*ends, num_steps)
+            scale = path(alpha, sigma)
+            levels = Level(np.zeros(num_steps + 1), alpha / scale, sigma / scale)
+            x_init = jnp.asarray(STARTS / scale[0])
             x = samplers.sample(None, sampler, exact(MIXTURE), levels, x_init.shape, x_init=x_init)
             assert x.dtype == jnp.float64
-            errors.append(np.abs(np.asarray(x) - exact_ends(*ends)).max())
+            errors.append(np.abs(np.asarray(x) * scale[-1] - exact_ends(*ends)).max())
     return np.log2(np.array(errors[:-1]) / errors[1:]), errors[-1]
 
 
