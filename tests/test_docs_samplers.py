@@ -1,5 +1,6 @@
 """The code and the tables of docs/samplers.md."""
 
+import itertools
 import pathlib
 import re
 
@@ -66,6 +67,26 @@ def test_a_sampler_of_ones_own_takes_traced_levels_and_pure_noise(names):
 
     np.testing.assert_allclose(jax.jit(of_schedule)(1.0), of_schedule(1.0), atol=1e-4)
     assert np.isfinite(jax.grad(lambda scale: of_schedule(scale).sum())(1.0))
+
+
+@pytest.mark.parametrize("name", ["straight", "faster", "shifted", "algorithm_1", "algorithm_2"])
+def test_flow_matching_and_edm_have_the_models_distribution(names, name):
+    """As above; 18 steps of Algorithm 2 may change the variance by a tenth."""
+    x = np.asarray(names[name])
+    slack = 0.1 if name == "algorithm_2" else 0.0
+    assert abs(x.var() / 0.15 - 1) < 4 * np.sqrt(2 / (16 * 20)) + slack
+    assert np.var(np.diff(x, axis=1)) < 0.25 * 0.15
+
+
+def test_euler_on_the_path_of_flow_matching_is_that_of_rectified_flow(names):
+    flow, t = names["flow"], np.arange(50, -1, -1, dtype=np.float32) / 50
+    x = samplers.base.initial_noise(names["key"], grids.spaced(flow, 50), names["shape"], np.arange(16))
+    step = jax.jit(lambda x, t, s: x + (s - t) * names["velocity"](x, t[None].repeat(16)))
+    for now, after in itertools.pairwise(t):
+        x = step(x, now, after)
+    np.testing.assert_allclose(names["straight"], x, atol=1e-4)
+    places = grids.at(flow, 3 * names["t"] / (1 + 2 * names["t"]))
+    np.testing.assert_allclose(places.alpha, grids.spaced(schedules.flow(3.0), 20).alpha, atol=1e-12)
 
 
 def test_guidance_moves_samples_by_their_labels(names):

@@ -73,8 +73,8 @@ def log_snr_range(schedule: HasLevels, cleanest: float = 1e-3) -> tuple[float, f
     """
     arguments.check_schedule(schedule)
     with jax.ensure_compile_time_eval():  # concrete numbers, also inside a compiled function
-        real = schedule.num_steps is None
-        level = schedule.level(np.array([cleanest, 1 - cleanest, 1.0]) if real else np.arange(schedule.num_steps))
+        continuous = np.array([cleanest, 1 - cleanest, 1.0])
+        level = schedule.level(continuous if schedule.num_steps is None else np.arange(schedule.num_steps))
     log_snr = Level(*(arguments.known("schedule", a).astype(np.float64) for a in level)).log_snr
     finite = log_snr[np.isfinite(log_snr)]
     return float(finite[-1]), float(finite[0])
