@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -98,7 +99,7 @@ def lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in read]
 
 
-def main(run: str, kills: int, seed: int, folder: pathlib.Path) -> None:
+def main(run: str, kills: int, signals: Sequence[str], seed: int, folder: pathlib.Path) -> None:
     """Runs both and compares them."""
     rng, num_steps, counts = random.Random(seed), 6 * kills + 30, collections.Counter[str]()
     alone, killed = folder / "alone", folder / "killed"
@@ -112,7 +113,7 @@ def main(run: str, kills: int, seed: int, folder: pathlib.Path) -> None:
         assert code == -signal.SIGKILL, f"kill {number}, {kind}: exit code {code}: {said}"
         counts[kind] += 1
         print(f"kill {number + 1} ({kind}) after step {at_last(killed)} of {num_steps}", flush=True)
-    for polite in (signal.SIGTERM, signal.SIGINT):
+    for polite in (signal.Signals[name] for name in signals):
         process = start(run, killed, num_steps)
         wait_for_moment(process, killed, "step", rng)
         code, said = end(process, polite)
@@ -135,7 +136,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", choices=RUNS, default="unet")
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--signals", nargs="*", choices=("SIGTERM", "SIGINT"), default=["SIGTERM", "SIGINT"])
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        main(given.run, given.kills, given.seed, pathlib.Path(temporary))
+        main(given.run, given.kills, given.signals, given.seed, pathlib.Path(temporary))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -12,13 +11,13 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import ROOT, run, run_inside
 
-ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
-    "--network.channels", "8", "--network.multipliers", "1", "2", "--network.num_groups", "4", "--train.batch_size", "8",
+    "--network.channels", "8", "--network.multipliers", "1", "--network.num_groups", "4", "--train.batch_size", "8",
     "--diffusion.num_steps", "25", "--diffusion.variance", "learned", "--loss.kind", "hybrid", "--loss.times", "importance",
     "--loss.weighting", "min_snr", "--sample.num", "4", "--sample.steps", "2", "--train.num_steps", "3",
-    "--network.dropout", "0.5",
+    "--network.dropout", "0.5", "--network.middle", "none",
 ]  # fmt: skip
 
 
@@ -33,14 +32,10 @@ def command(script, *args):
     return [sys.executable, str(ROOT / script), *map(str, args)]
 
 
-def run(script, *args, **environment):
-    return subprocess.run(command(script, *args), capture_output=True, text=True, timeout=300, env=os.environ | environment)
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    result = run("train.py", "--config", "digits", "--workdir", folder, *SMALL)
+    result = run_inside("train.py", "--config", "digits", "--workdir", folder, *SMALL)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -85,7 +80,7 @@ def test_bits_per_dimension(workdir, measured):
 def test_eight_devices_measure_the_same(copy, measured):
     """21 images in batches of 10, neither of which eight divides; to 1e-4."""
     eight = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = run("evaluate.py", "--workdir", copy, *BPD, **eight)
+    result = run("evaluate.py", "--workdir", copy, *BPD, env=os.environ | eight)
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(read(copy, "bpd")["bpd"], measured[0]["bpd"], atol=1e-4)
     np.testing.assert_allclose(read(copy, "bpd")["terms"], measured[0]["terms"], atol=1e-4)
@@ -111,7 +106,7 @@ def test_killed_and_resumed_it_measures_the_same(copy, measured):
 
 def test_the_rate_distortion_curve_is_read_from_the_same_terms(workdir, measured):
     before = (results(workdir) / "bound.jsonl").stat().st_mtime_ns
-    result = run("evaluate.py", "--workdir", workdir, "--metric", "rate_distortion", *BPD[2:])
+    result = run_inside("evaluate.py", "--workdir", workdir, "--metric", "rate_distortion", *BPD[2:])
     assert result.returncode == 0, result.stderr
     curve = read(workdir, "rate_distortion")
     assert len(curve["rate"]) == len(curve["distortion"]) == 25
@@ -126,7 +121,7 @@ def test_the_rate_distortion_curve_is_read_from_the_same_terms(workdir, measured
 
 def test_results_of_other_settings_are_refused_and_kept(workdir, measured):
     before = {path.name: path.read_bytes() for path in (results(workdir)).iterdir()}
-    result = run("evaluate.py", "--workdir", workdir, *BPD, "--num", 20)
+    result = run_inside("evaluate.py", "--workdir", workdir, *BPD, "--num", 20)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         f"evaluate.py: error: --out: expected the settings of the results in {results(workdir)}/bound.jsonl, "
@@ -141,7 +136,7 @@ def test_the_ode_estimates_what_it_computes(workdir, tmp_path):
     for name, extra in {"estimate": [], "exact": ["--exact", "True"]}.items():
         out = tmp_path / name / "results"
         args = ["--metric", "ode_nll", "--num", 2, "--ode-steps", 5, "--out", out, *extra]
-        result = run("evaluate.py", "--workdir", workdir, *args)
+        result = run_inside("evaluate.py", "--workdir", workdir, *args)
         assert result.returncode == 0, result.stderr
         assert sorted(path.name for path in out.iterdir()) == ["ode_nll.json", "ode_nll.jsonl", "ode_nll.png"]
         found[name] = json.loads((out / "ode_nll.json").read_text())["bits_per_dimension"]
@@ -163,7 +158,7 @@ def test_the_ode_estimates_what_it_computes(workdir, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(workdir, args, message):
-    result = run("evaluate.py", "--workdir", workdir, *args)
+    result = run_inside("evaluate.py", "--workdir", workdir, *args)
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

@@ -16,7 +16,8 @@ from ddpm_jax.config.cli import UsageError, parse, run_script
 
 SMALL = [
     "--config", "digits", "--network.channels", "4", "--network.multipliers", "1", "--network.num_blocks", "1",
-    "--network.num_groups", "2", "--train.batch_size", "4", "--train.num_steps", "2", "--train.log_every", "1",
+    "--network.num_groups", "2", "--network.middle", "none", "--train.batch_size", "4", "--train.num_steps", "2",
+    "--train.log_every", "1",
     "--train.sample_every", "2", "--checkpoint.every", "2", "--sample.num", "2", "--sample.steps", "2",
     "--diffusion.num_steps", "20",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from scripts import run_inside
 
 FOLDER = pathlib.Path(__file__).parent / "fixtures" / "workdirs"
 
@@ -18,9 +19,13 @@ def maker():
     spec = importlib.util.spec_from_file_location("make_workdirs", FOLDER / "make.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(module.ROOT))
-        yield module
+    module.run = run
+    return module
+
+
+def run(script, *args, cwd):
+    result = run_inside(script, *args, cwd=cwd)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", ["plain", "everything"])

@@ -35,11 +35,11 @@ def test_the_commands_are_those_tested_here():
 
 
 def test_the_commands_run(tmp_path):
-    """Without the installation, with fewer steps of training and of the chain; pytest is this test's own command."""
+    """Without the installation, with a small network and fewer steps; pytest is this test's own command."""
     for name in ("train.py", "sample.py", "evaluate.py", "configs", "ddpm_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     train = COMMANDS[0].split(" && ")[1] + " --train.num_steps 2 --sample.num 4 --sample.steps 2"
-    train += " --diffusion.num_steps 10"
+    train += " --diffusion.num_steps 10 --network.multipliers 1 --network.middle none"
     for command in (train, COMMANDS[1] + " --steps 2", COMMANDS[2] + " --num 20"):
         words = [sys.executable if word == "python" else word for word in shlex.split(command)]
         result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
@@ -13,22 +12,26 @@ import sys
 import time
 
 import pytest
-from test_scripts import SMALL, metrics
+from scripts import ROOT
+from test_scripts import metrics
 
-ROOT = pathlib.Path(__file__).parents[2]
+SMALL = [
+    "--network.channels", "16", "--network.multipliers", "1", "--network.num_blocks", "1", "--network.num_groups", "4",
+    "--network.middle", "none", "--train.batch_size", "8", "--sample.num", "1", "--sample.steps", "1",
+    "--optimizer.decay", "constant", "--optimizer.warmup_steps", "1",
+]  # fmt: skip
 EIGHT = ["--devices.state", "sharded"]
 BY_FIVES = ["--train.log_every", "5", "--train.steps_per_call", "5"]
 LOUD = ["--train.log_every", "1", "--checkpoint.every", "10", "--checkpoint.keep", "99", "--train.sample_every", "1000"]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Environments with a given number of devices and a common compilation cache."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "PYTHONPATH": str(ROOT)}
+def environment():
+    """Environments with a given number of devices."""
 
     def with_devices(count):
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
-        return os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
     return with_devices
 
@@ -143,8 +146,8 @@ def free_port():
 
 
 PROGRAM = """
-import functools, json, re, jax, numpy as np, optax
-from ddpm_jax import factory
+import functools, json, re, sys, jax, jax.numpy as jnp, numpy as np, optax
+from ddpm_jax import factory, losses, networks, objectives, schedules
 from ddpm_jax.config import Config, Network
 from ddpm_jax.devices import sharding
 from ddpm_jax.runs.state_copies import make_copy
@@ -153,8 +156,14 @@ from ddpm_jax.training.state import init_state
 from ddpm_jax.training.step import make_train_step
 
 key, mesh, optimizer = jax.random.key(0), sharding.make_mesh(), optax.adam(1e-3)
-network = Network(channels=64, multipliers=(1,), num_blocks=1, attention_resolutions=())
-objective = factory.make_objective(Config(workdir="", network=network), (4, 4, 1))
+if sys.argv[1] == "unet":
+    network = Network(channels=64, multipliers=(1,), num_blocks=1, attention_resolutions=(), middle="none")
+    objective = factory.make_objective(Config(workdir="", network=network), (4, 4, 1))
+else:  # a DiT with the flow objective
+    network, schedule = networks.DiT(width=64, depth=1, num_heads=2, patch=2), schedules.flow()
+    loss = lambda key, predict, x0, ids, t: losses.simple(key, schedule, predict, x0, "flow", ids, t)
+    uniform = lambda key, memory, ids: (losses.timesteps.uniform(key, None, ids), jnp.ones(ids.shape))
+    objective = objectives.diffusion(network, (4, 4, 1), loss, uniform, 1, lambda params, key, frozen: None)
 averages = {"decay": ema.exponential(0.9)}
 init = functools.partial(init_state, key, objective, optimizer, averages)
 shapes = jax.eval_shape(init)
@@ -178,9 +187,10 @@ print(json.dumps({
 """
 
 
-def test_sharded_state_takes_an_eighth_and_only_parameters_are_gathered(environment):
+@pytest.mark.parametrize("network", ["unet", "dit"])
+def test_sharded_state_takes_an_eighth_and_only_parameters_are_gathered(environment, network):
     """All gathers of the compiled step together are at most the parameters: the optimizer and the averages stay sharded."""
-    found = json.loads(run([sys.executable, "-c", PROGRAM], environment(8)).splitlines()[-1])
+    found = json.loads(run([sys.executable, "-c", PROGRAM, network], environment(8)).splitlines()[-1])
     assert found["fraction"] <= 0.15
     assert found["held"] <= 0.15, "by XLA's count, including the batch"
     assert found["same"] == [True] * 2
