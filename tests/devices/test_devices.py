@@ -160,7 +160,7 @@ if sys.argv[1] == "unet":
     network = Network(channels=64, multipliers=(1,), num_blocks=1, attention_resolutions=(), middle="none")
     objective = factory.make_objective(Config(workdir="", network=network), (4, 4, 1))
 else:  # a DiT with the flow objective
-    network, schedule = networks.DiT(width=64, depth=1, num_heads=2, patch=2), schedules.flow()
+    network, schedule = networks.DiT(width=128, depth=1, num_heads=2, patch=2), schedules.flow()
     loss = lambda key, predict, x0, ids, t: losses.simple(key, schedule, predict, x0, "flow", ids, t)
     uniform = lambda key, memory, ids: (losses.timesteps.uniform(key, None, ids), jnp.ones(ids.shape))
     objective = objectives.diffusion(network, (4, 4, 1), loss, uniform, 1, lambda params, key, frozen: None)
