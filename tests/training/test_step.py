@@ -320,7 +320,7 @@ def test_a_dit_with_the_flow_objective_accumulates_and_resumes_exactly():
 
     objective = objectives.diffusion(network, (8, 8, 1), of, times, 1, lambda params, key, frozen: None, random_flip=True)
     one, two = (jax.jit(make_step(objective, accumulate=n)) for n in (1, 2))
-    whole = parts = new_state(objective)
+    whole = parts = jax.jit(lambda: new_state(objective))()
     for number in range(6):
         if number == 3:
             saved = jax.device_get(whole.parts())
