@@ -300,14 +300,6 @@ def test_a_frozen_tree_is_an_argument_of_the_step_and_metrics_add_up_over_microb
         assert other.params["w"] == 0, "the teacher is an argument, not a constant of the program"
 
 
-@pytest.fixture
-def broadcasting():
-    """The DiT adds vectors to matrices, which the other tests forbid."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
-@pytest.mark.usefixtures("broadcasting")
 def test_a_dit_with_the_flow_objective_accumulates_and_resumes_exactly():
     """Microbatches equal the full batch; a state that was saved as arrays goes on with the same bits."""
     network, schedule = networks.DiT(width=32, depth=1, num_heads=2, patch=4), schedules.flow()
