@@ -137,7 +137,7 @@ def _check_weaker(config: Config, weaker: LoadedRun) -> None:
     if weaker.config.network.num_classes != config.network.num_classes:
         raise UsageError(f"--weaker: expected a model of {config.network.num_classes} classes, as in --workdir, "
                          f"received {weaker.config.network.num_classes}")  # fmt: skip
-    for name in ("schedule", "num_steps", "beta_start", "beta_end", "zero_terminal_snr"):
+    for name in ("schedule", "num_steps", "beta_start", "beta_end", "zero_terminal_snr", "shift"):
         ours, theirs = (getattr(run.diffusion, name) for run in (config, weaker.config))
         if ours != theirs:
             raise UsageError(f"--weaker: expected diffusion.{name} {ours}, as in --workdir, received {theirs}")

@@ -110,7 +110,8 @@ def make_levels(sample: Sample, diffusion: Diffusion, schedule: HasLevels) -> Le
         raise UsageError(f"--sample.rho: expected with --sample.grid karras or exponential, received with {sample.grid}")
     if sample.sigma_range is not None and not 0 < sample.sigma_range[0] < sample.sigma_range[1] < math.inf:
         raise UsageError(f"--sample.sigma_range: expected two numbers, 0 < smallest < largest, received {sample.sigma_range}")
-    with as_usage_error("--sample.steps" if sample.rho is None else "--sample.rho"):
+    option = "steps" if sample.rho is None else "rho"
+    with as_usage_error(f"--sample.{option if sample.sigma_range is None else 'sigma_range'}"):
         levels = _grid(sample, diffusion, schedule)
     match sample:
         case sampling.Pndm(start="runge_kutta"):

@@ -118,3 +118,9 @@ def test_what_does_not_fit_is_refused_by_name(diffusion, loss, said):
 def test_ranges_of_grids_that_do_not_fit_are_refused(sample, said):
     with pytest.raises(UsageError, match=said):
         factory.make_levels(sample, EDM, factory.make_schedule(EDM))
+
+
+def test_ranges_beyond_those_of_a_schedule_are_refused():
+    cosine = Diffusion(schedule="cosine")
+    with pytest.raises(UsageError, match=r"--sample.sigma_range: log_snr: expected"):
+        factory.make_levels(Sample(grid="karras", sigma_range=(1e-9, 80.0)), cosine, factory.make_schedule(cosine))
