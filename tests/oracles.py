@@ -175,3 +175,15 @@ def power_weights(num_updates, num_steps, width):
         weights *= kept
         weights[n - 1] = 1 - kept
     return weights
+
+
+def linear_gaussian(w, variance, x):
+    """Posterior mean, its diagonal standard deviation and log p(x) of x = W z + noise, W with orthogonal columns.
+
+    Probabilistic PCA, Tipping & Bishop 1999, section 3.2: posterior M^-1 W^T x, sigma^2 M^-1, M = W^T W + sigma^2 I.
+    """
+    m = w.T @ w + variance * np.eye(w.shape[1])
+    covariance = w @ w.T + variance * np.eye(len(w))
+    quadratic = np.einsum("bi,ij,bj->b", x, np.linalg.inv(covariance), x)
+    evidence = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * covariance)[1])
+    return x @ w @ np.linalg.inv(m), np.sqrt(variance / np.diag(m)), evidence

@@ -18,7 +18,7 @@ LAYERS = [
     {"diffusion"},
     {"denoiser"},
     {"guidance", "samplers", "likelihood", "preconditioning"},
-    {"losses"},
+    {"losses", "latents"},
     {"networks"},
     {"devices"},
     {"config", "data"},

@@ -3,6 +3,7 @@
 import flax.linen
 
 from ddpm_jax.networks import dit
+from ddpm_jax.networks.autoencoder import AutoencoderKL
 from ddpm_jax.networks.context import Context
 from ddpm_jax.networks.dit import DiT
 from ddpm_jax.networks.layers import dropout, timestep_embedding
@@ -15,4 +16,4 @@ Network = flax.linen.Module
 dropout ignores them; others call `h = networks.dropout(dropout_keys, "hidden", 0.1)(h)`, the identity for None.
 """
 
-__all__ = ["Context", "DiT", "Network", "UNet", "dit", "dropout", "timestep_embedding", "with_label"]
+__all__ = ["AutoencoderKL", "Context", "DiT", "Network", "UNet", "dit", "dropout", "timestep_embedding", "with_label"]

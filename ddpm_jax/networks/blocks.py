@@ -35,8 +35,8 @@ class ResidualBlock(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        """x [B, H, W, C], embedding [B, E], keys [B] or None -> [B, H, W, features], or resampled."""
+    def __call__(self, x: jax.Array, embedding: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
+        """x [B, H, W, C], embedding [B, E] or None, keys [B] or None -> [B, H, W, features], or resampled."""
         norm = functools.partial(GroupNorm, self.num_groups, self.norm_eps)
         conv = functools.partial(Conv, self.features, self.dtype)
         drop = dropout(dropout_keys, "/".join(self.path), self.dropout)
@@ -48,9 +48,11 @@ class ResidualBlock(nn.Module):
         z = conv(name="conv1").lazily(h)
 
         # Add the time embedding, or scale and shift by it after the norm (section 3.1 of Dhariwal & Nichol 2021).
-        width = (2 if self.time_scale_shift else 1) * self.features
-        time = nn.Dense(width, kernel_init=initializer(), dtype=self.dtype, name="time")(nn.swish(embedding))
-        z, scale_shift = (z, jnp.split(time, 2, axis=-1)) if self.time_scale_shift else (z + time, None)
+        scale_shift = None
+        if embedding is not None:
+            width = (2 if self.time_scale_shift else 1) * self.features
+            time = nn.Dense(width, kernel_init=initializer(), dtype=self.dtype, name="time")(nn.swish(embedding))
+            z, scale_shift = (z, jnp.split(time, 2, axis=-1)) if self.time_scale_shift else (z + time, None)
 
         # Norm, swish, dropout, conv.
         h = norm(name="norm2")(z, swish, drop, scale_shift=scale_shift)
