@@ -61,7 +61,7 @@ def terms(key: jax.Array, encode: Encode, decode: Decode, x: jax.Array, ids: Arr
 
 
 def optimal_log_variance(squared_error: jax.Array, num_dims: int) -> jax.Array:
-    """The shared decoder variance that maximises the bound over the batch, sigma^2 = MSE (Rybkin et al. 2020, arXiv 2006.13202).
+    """The shared variance that maximises the bound over the batch, sigma^2 = MSE (Rybkin et al. 2020, arXiv 2006.13202).
 
     Args:
         squared_error: [B], summed over dimensions.

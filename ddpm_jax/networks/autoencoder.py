@@ -153,8 +153,8 @@ class AutoencoderKL(nn.Module):
         """
         self._check("x", x, "images", self.image_channels)
         if x.shape[1] % self.factor or x.shape[2] % self.factor:
-            raise ValueError(f"multipliers: {len(self.multipliers)} levels expected height and width divisible by {self.factor}, "
-                             f"received {x.shape[1]} x {x.shape[2]}")  # fmt: skip
+            raise ValueError(f"multipliers: {len(self.multipliers)} levels expected height and width divisible by "
+                             f"{self.factor}, received {x.shape[1]} x {x.shape[2]}")  # fmt: skip
         h = self.encoder(x)
         h = self.quant(h) if self.quant_convolutions else h
         mean, log_variance = jnp.split(h.astype(jnp.float32), 2, axis=-1)
