@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.networks.context import Context
 from ddpm_jax.networks.layers import LabelEmbedding, timestep_embedding
-from ddpm_jax.networks.transformer import Attention, Dense, positions_2d
+from ddpm_jax.networks.transformer import Attention, Dense, positions_2d, xavier
 
 Dtype = jnp.dtype | type
 
@@ -18,7 +18,7 @@ SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152
 FREQUENCIES = 256
 """Sines and cosines of the time embedding."""
 
-XAVIER, NORMAL, ZEROS = nn.initializers.xavier_uniform(), nn.initializers.normal(0.02), nn.initializers.zeros
+XAVIER, NORMAL, ZEROS = xavier(), nn.initializers.normal(0.02), nn.initializers.zeros
 """The authors' initializers: of dense layers, of embeddings, and of what starts at zero."""
 
 
@@ -143,20 +143,30 @@ class DiT(nn.Module):
             raise ValueError("labels: expected None, this network is unconditional")
         if labels is None and self.num_classes is not None:
             raise ValueError(f"labels: expected one of {self.num_classes} classes for each image, received None")
-        self._check_context(context)
+        if labels is not None and jnp.shape(labels) != (len(x_t),):
+            raise ValueError(f"labels: expected shape {(len(x_t),)}, received {jnp.shape(labels)}")
+        self._check_context(context, len(x_t))
 
-    def _check_context(self, context: Context | None) -> None:
+    def _check_context(self, context: Context | None, batch: int) -> None:
         takes_none = self.context_dim is None and self.pooled_dim is None
         if context is None and not takes_none:
             raise ValueError("context: expected a Context, received None")
         if context is not None and takes_none:
             raise ValueError("context: expected None, this network has neither context_dim nor pooled_dim")
-        parts = () if context is None else (("context_dim", "tokens"), ("pooled_dim", "pooled"))
-        for field, part in parts:
-            wanted, given = getattr(self, field), getattr(context, part)
-            if wanted is not None and (given is None or given.shape[-1] != wanted):
-                received = None if given is None else given.shape
-                raise ValueError(f"context: expected {part} with {wanted} channels, {field}, received {received}")
+        if context is None:
+            return
+        if self.context_dim is not None:
+            shape = jnp.shape(context.tokens)
+            if len(shape) != 3 or (shape[0], shape[2]) != (batch, self.context_dim):
+                raise ValueError(f"context: expected tokens ({batch}, L, {self.context_dim}), received {shape}")
+            mask = context.mask
+            if mask is not None and (jnp.shape(mask), jnp.result_type(mask)) != (shape[:2], jnp.bool_):
+                received = f"{jnp.result_type(mask)} {jnp.shape(mask)}"
+                raise ValueError(f"context: expected a mask of booleans {shape[:2]}, received {received}")
+        if self.pooled_dim is not None:
+            given = None if context.pooled is None else jnp.shape(context.pooled)
+            if given != (batch, self.pooled_dim):
+                raise ValueError(f"context: expected pooled {(batch, self.pooled_dim)}, received {given}")
 
 
 class Block(nn.Module):
@@ -166,7 +176,7 @@ class Block(nn.Module):
 
     Attributes:
         num_heads, mlp_ratio, qk_norm, dtype: As for DiT.
-        attends: Whether x attends to a Context in between, without a norm (as in PixArt).
+        attends: Whether x attends to a Context in between, without a norm; its output layer starts at 0 (as in PixArt).
     """
 
     num_heads: int
@@ -186,7 +196,8 @@ class Block(nn.Module):
         attention = Attention(self.num_heads, self.dtype, self.qk_norm, name="attention")
         x = x + gate_a[:, None] * attention(modulate(layer_norm(x), shift_a, scale_a))
         if self.attends and context is not None:
-            x = x + Attention(self.num_heads, self.dtype, self.qk_norm, name="cross_attention")(x, context.tokens, context.mask)
+            cross = Attention(self.num_heads, self.dtype, self.qk_norm, ZEROS, name="cross_attention")
+            x = x + cross(x, context.tokens, context.mask)
 
         # x + gate MLP(modulated norm(x)).
         h = Dense(round(self.mlp_ratio * width), self.dtype, name="mlp1")(modulate(layer_norm(x), shift_m, scale_m))

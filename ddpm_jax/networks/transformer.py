@@ -15,6 +15,16 @@ import numpy as np
 Dtype = jnp.dtype | type
 
 
+def xavier(num: int = 1) -> nn.initializers.Initializer:
+    """Xavier's uniform initializer for each of `num` matrices of one size, as if they were one product side by side."""
+
+    def init(key: jax.Array, shape: tuple[int, int], dtype: Dtype = jnp.float32) -> jax.Array:
+        bound = (6 / (shape[0] + num * shape[1])) ** 0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
 class Dense(nn.Module):
     """x W + b as one product of matrices, whatever the axes before the last.
 
@@ -28,7 +38,7 @@ class Dense(nn.Module):
 
     features: int
     dtype: Dtype
-    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    kernel_init: nn.initializers.Initializer = xavier()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,11 +58,14 @@ class Attention(nn.Module):
         num_heads: Number of heads, which divides the channels.
         dtype: Compute dtype.
         qk_norm: Whether q and k are divided by their root mean square per head, and scaled (as in SD3.5).
+        output_init: Initializer of W_o. In the authors' code W_q, W_k and W_v, or W_k and W_v if y is given, are one matrix,
+            and they are initialized as such.
     """
 
     num_heads: int
     dtype: Dtype
     qk_norm: bool = False
+    output_init: nn.initializers.Initializer = xavier()
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
@@ -66,19 +79,20 @@ class Attention(nn.Module):
         Returns:
             [B, N, C].
         """
-        channels, y = x.shape[-1], x if y is None else y
+        channels = x.shape[-1]
+        num_q, num_kv, y = (3, 3, x) if y is None else (1, 2, y)
         if channels % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of {channels} channels, received {self.num_heads}")
 
-        def heads(name: str, of: jax.Array) -> jax.Array:
-            return Dense(channels, self.dtype, name=name)(of).reshape(*of.shape[:2], self.num_heads, -1)
+        def heads(name: str, of: jax.Array, num: int) -> jax.Array:
+            return Dense(channels, self.dtype, xavier(num), name=name)(of).reshape(*of.shape[:2], self.num_heads, -1)
 
-        q, k, v = heads("query", x), heads("key", y), heads("value", y)
+        q, k, v = heads("query", x, num_q), heads("key", y, num_kv), heads("value", y, num_kv)
         if self.qk_norm:
             norm = functools.partial(nn.RMSNorm, 1e-6, dtype=jnp.float32)
             q, k = norm(name="query_norm")(q).astype(self.dtype), norm(name="key_norm")(k).astype(self.dtype)
         h = attend(q, k, v, mask)
-        return Dense(channels, self.dtype, name="output")(h.reshape(x.shape))
+        return Dense(channels, self.dtype, self.output_init, name="output")(h.reshape(x.shape))
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:

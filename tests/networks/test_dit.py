@@ -101,6 +101,37 @@ def test_the_output_is_zero_at_initialisation_and_blocks_are_the_identity():
     np.testing.assert_array_equal(jax.jit(block.apply)(jax.jit(block.init)(KEY, h, c, None), h, c, None), h)
 
 
+def test_a_block_that_attends_to_a_context_starts_as_the_identity():
+    """PixArt: the output of cross-attention starts at zero."""
+    h, c = jax.random.normal(KEY, (3, 6, 8)), jax.random.normal(KEY, (3, 8))
+    block = dit.Block(2, 4.0, False, True, jnp.float32)
+    output, _ = jax.jit(block.init_with_output)(KEY, h, c, CONTEXT)
+    np.testing.assert_array_equal(output, h)
+
+
+def test_initial_values_are_the_authors():
+    """Xavier's bound is sqrt(6 / (inputs + outputs)); q, k and v of x, and k and v of the context, count as one product."""
+    d, context = 64, Context(jnp.zeros((1, 2, 32)))
+    params = jax.jit(DiT(d, 1, 2, num_classes=5, context_dim=32).init)(KEY, X[:1], T[:1], LABELS[:1], context)["params"]
+    block = params["block0"]
+    bounds = [
+        (params["patches"], 8 + d),
+        *[(block["attention"][name], d + 3 * d) for name in ("query", "key", "value")],
+        (block["attention"]["output"], d + d),
+        (block["cross_attention"]["query"], d + d),
+        *[(block["cross_attention"][name], 32 + 2 * d) for name in ("key", "value")],
+        (block["mlp1"], d + 4 * d),
+        (block["mlp2"], 4 * d + d),
+    ]
+    for dense, fans in bounds:
+        kernel, bound = dense["kernel"], np.sqrt(6 / fans)
+        assert 0.98 * bound < np.abs(kernel).max() <= bound
+        np.testing.assert_allclose(np.std(kernel), bound / np.sqrt(3), rtol=0.15)  # 4 standard errors of the smallest, 512
+        np.testing.assert_array_equal(dense["bias"], 0)
+    for array in (params["time1"]["kernel"], params["time2"]["kernel"], params["label"]["embedding"]):
+        np.testing.assert_allclose(np.std(array), 0.02, rtol=0.16)  # 4 standard errors of the smallest, 320
+
+
 def test_positions_are_those_of_row_and_column():
     """Values by hand: sine and cosine of the column at frequencies 1 and 1/100, then of the row."""
     table = transformer.positions_2d(2, 3, 8)
@@ -205,18 +236,29 @@ def test_parameters_stay_float32_in_bfloat16():
         (
             DiT(16, 1, 2, context_dim=13),
             (X, T, None, CONTEXT),
-            r"context: expected tokens with 13 channels, context_dim, received \(3, 7, 12\)",
+            r"context: expected tokens \(3, L, 13\), received \(3, 7, 12\)",
         ),
         (
             DiT(16, 1, 2, pooled_dim=8),
             (X, T, None, CONTEXT),
-            r"context: expected pooled with 8 channels, pooled_dim, received \(3, 9\)",
+            r"context: expected pooled \(3, 8\), received \(3, 9\)",
         ),
         (
             DiT(16, 1, 2, pooled_dim=8),
             (X, T, None, CONTEXT._replace(pooled=None)),
-            "context: expected pooled with 8 channels, pooled_dim, received None",
+            r"context: expected pooled \(3, 8\), received None",
         ),
+        (
+            DiT(16, 1, 2, context_dim=12),
+            (X[:2], T[:2], None, CONTEXT),
+            r"context: expected tokens \(2, L, 12\), received \(3, 7, 12\)",
+        ),
+        (
+            DiT(16, 1, 2, context_dim=12),
+            (X, T, None, CONTEXT._replace(mask=CONTEXT.mask.astype(jnp.int32))),
+            r"context: expected a mask of booleans \(3, 7\), received int32 \(3, 7\)",
+        ),
+        (SMALL, (X, T, LABELS[:1]), r"labels: expected shape \(3,\), received \(1,\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(network, inputs, said):
