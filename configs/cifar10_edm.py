@@ -2,7 +2,7 @@
 
     pip install -e ".[prepare]" && python -c 'import tensorflow_datasets as tfds; tfds.builder("cifar10", file_format="array_record").download_and_prepare()'
     python train.py --config configs/cifar10_edm.py
-    python sample.py --workdir runs/cifar10_edm --churn 40 --churn_low 0.05 --churn_high 50 --churn_noise 1.003 --steps 256
+    python sample.py --workdir runs/cifar10_edm --sampler heun --steps 256 --churn 40 --churn_low 0.05 --churn_high 50 --churn_noise 1.003
 
 Samples take 18 steps of Heun's method, 35 network evaluations. The third command samples stochastically, with the constants that
 the paper found for ImageNet. The paper's data augmentation is left out, except for flips.
