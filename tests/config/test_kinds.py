@@ -97,7 +97,7 @@ def test_the_command_line_chooses_the_kind_and_keeps_the_fields_of_the_same_name
         (["--data.source", "npz", "--data.split", "test"], "--data.split: expected with --data.source digits or tfds"),
         (["--sample.sampler", "dimm"], "--sample.sampler: expected ddpm, ddim, "),
         (["--sample.sampler", "dimm"], "received dimm, perhaps ddim"),
-        (["--network.kind", "unte"], "--network.kind: expected unet or dit, received unte, perhaps unet"),
+        (["--network.kind", "unte"], "--network.kind: expected unet, dit, received unte, perhaps unet"),
         (["--sample.sampler"], "--sample.sampler: expected a value"),
         (["--sample.stepz", "3"], "--sample.stepz: expected an option, perhaps --sample.steps"),
     ],

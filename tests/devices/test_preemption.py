@@ -50,7 +50,8 @@ def test_the_previous_handlers_are_restored():
 
 def test_a_second_signal_interrupts_an_interactive_python_and_does_not_end_it():
     """As in a notebook, where SIGINT is the stop button; afterwards the earlier handlers hold."""
-    code = CODE.replace("import time", "import signal, sys, time\nsys.ps1 = '>>> '", 1)
+    interactive = "import signal, sys, time\nsys.ps1 = '>>> '\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = CODE.replace("import time", interactive, 1)  # a shell's background jobs would ignore SIGINT
     code = "\n".join(["try:", *(f"    {line}" for line in code.strip().splitlines())])
     code += (
         "\nexcept KeyboardInterrupt:\n    print('interrupted', signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
