@@ -2,10 +2,11 @@
 
     python train.py --config configs/digits_dit.py
 
-Times are logit-normal, as in Stable Diffusion 3; samples take 18 steps of Heun's method. The UNet of `configs/digits.py` learns these
-small images faster.
+Times are logit-normal, as in Stable Diffusion 3; samples take 18 steps of Heun's method. The UNet of `configs/digits.py` learns
+these small images faster.
 
-Hardware: two CPU cores. Time: 2 min 10 s. Result: Fréchet distance in pixels 29.2 (real digits: 12.0); docs/benchmarks.md has more.
+Hardware: two CPU cores. Time: 2 min 10 s. Result: Fréchet distance in pixels 29.2 (real digits: 12.0); docs/benchmarks.md has
+more.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Diffusion, Digits, DiT, Ema, Heun, Loss, Optimizer, Train
