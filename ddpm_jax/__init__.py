@@ -10,7 +10,7 @@ The names below need only jax and numpy; networks, data and training are importe
 (4, 8, 8, 1)
 """
 
-from ddpm_jax import denoiser, diffusion, guidance, likelihood, losses, samplers, schedules
+from ddpm_jax import denoiser, diffusion, guidance, latents, likelihood, losses, preconditioning, samplers, schedules
 from ddpm_jax._version import __version__
 from ddpm_jax.denoiser import Denoised, make_denoise
 from ddpm_jax.diffusion import q_sample
@@ -18,6 +18,6 @@ from ddpm_jax.samplers import sample
 from ddpm_jax.schedules import Level, Schedule
 
 __all__ = [
-    "Denoised", "Level", "Schedule", "__version__", "denoiser", "diffusion", "guidance", "likelihood", "losses",
-    "make_denoise", "q_sample", "sample", "samplers", "schedules",
+    "Denoised", "Level", "Schedule", "__version__", "denoiser", "diffusion", "guidance", "latents", "likelihood", "losses",
+    "make_denoise", "preconditioning", "q_sample", "sample", "samplers", "schedules",
 ]  # fmt: skip

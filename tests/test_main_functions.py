@@ -80,7 +80,10 @@ def test_a_run_goes_on_with_another_average_and_without_clipping(tmp_path, capsy
         ("--train.batch_size 2000000000", "--train.batch_size: expected images of at most"),
         ("--network.num_classes 100000000000", "--network.num_classes: expected at most 1,000,000"),
         ("--network.num_groups 3", "--network.num_groups: expected a divisor of the channels of every level, received 3 for 4"),
-        ("--diffusion.zero_terminal_snr True --diffusion.prediction eps", "--diffusion.zero_terminal_snr: expected with"),
+        (
+            "--diffusion.zero_terminal_snr True --diffusion.prediction eps",
+            "--diffusion.prediction: expected v, x0 or flow with",
+        ),
     ],
 )
 def test_absurd_sizes_are_refused_before_memory_is_asked_for(tmp_path, options, said):

@@ -106,9 +106,9 @@ def _edm(
 def _check_loss(loss: Loss, diffusion: Diffusion, schedule: HasLevels) -> None:
     prediction, learned = diffusion.prediction, diffusion.variance.startswith("learned")
     if prediction in ("eps", "score") and (diffusion.zero_terminal_snr or diffusion.schedule == "flow"):
-        option = "schedule flow" if diffusion.schedule == "flow" else "zero_terminal_snr"
-        raise UsageError(f"--diffusion.{option}: expected with --diffusion.prediction v, x0 or flow, "
-                         f"received with {prediction}, which does not determine x0 at zero SNR")  # fmt: skip
+        why = "--diffusion.schedule flow" if diffusion.schedule == "flow" else "--diffusion.zero_terminal_snr"
+        raise UsageError(f"--diffusion.prediction: expected v, x0 or flow with {why}, "
+                         f"received {prediction}, which does not determine x0 at zero SNR")  # fmt: skip
     if loss.kind == "hybrid" and not learned:
         raise UsageError(f"--loss.kind: expected --diffusion.variance learned with hybrid, received {diffusion.variance}")
     if loss.kind == "simple" and learned:

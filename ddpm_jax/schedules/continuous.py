@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ddpm_jax.schedules.discrete import Schedule, checked_num_steps, from_log_snr
-from ddpm_jax.schedules.level import Array, Level, signal_and_noise
+from ddpm_jax.schedules.level import Array, Level, checked_time, signal_and_noise
 
 
 class ContinuousSchedule(NamedTuple):
@@ -55,13 +55,8 @@ class ContinuousSchedule(NamedTuple):
         Raises:
             ValueError: t is concrete and outside [0, 1].
         """
-        if isinstance(t, jax.core.Tracer):
-            t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
-            return Level(t, *signal_and_noise(self.log_snr(t)))
-        t = np.asarray(t, np.float64)
-        if not np.all((t >= 0) & (t <= 1)):
-            raise ValueError(f"t: expected 0 to 1, received {t}")
-        return Level(t, *signal_and_noise(np.asarray(self.log_snr(t))))
+        t = checked_time(t)
+        return Level(t, *signal_and_noise(t.__array_namespace__().asarray(self.log_snr(t))))
 
     def level_at(self, log_snr: ArrayLike) -> Level:
         """The noise level of a given signal-to-noise ratio.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax.schedules.level import Array, Level
+from ddpm_jax.schedules.level import Array, Level, checked_time
 
 
 class FlowSchedule(NamedTuple):
@@ -35,13 +35,9 @@ class FlowSchedule(NamedTuple):
 
     def level(self, t: ArrayLike) -> Level:
         """The Level at time t in [0, 1], of any shape; out of range, NaN if t is traced, and ValueError if it is concrete."""
-        if isinstance(t, jax.core.Tracer):
-            t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
-        else:
-            t = np.asarray(t, np.float64)
-            if not np.all((t >= 0) & (t <= 1)):
-                raise ValueError(f"t: expected 0 to 1, received {t}")
-        return Level(t, (1 - t) / (1 + (self.shift - 1) * t), self.shift * t / (1 + (self.shift - 1) * t))
+        t = checked_time(t)
+        total = 1 + (self.shift - 1) * t
+        return Level(t, (1 - t) / total, self.shift * t / total)
 
     def level_at(self, log_snr: ArrayLike) -> Level:
         """The Level at which log(alpha^2 / sigma^2) is log_snr, from -inf to inf."""

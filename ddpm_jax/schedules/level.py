@@ -80,6 +80,16 @@ def log_snr_range(schedule: HasLevels, cleanest: float = 1e-3) -> tuple[float, f
     return float(finite[-1]), float(finite[0])
 
 
+def checked_time(t: ArrayLike) -> Array:
+    """Real times [...] in [0, 1]; out of range, NaN if t is traced, and ValueError if it is concrete."""
+    if isinstance(t, jax.core.Tracer):
+        return jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
+    t = np.asarray(t, np.float64)
+    if not np.all((t >= 0) & (t <= 1)):
+        raise ValueError(f"t: expected 0 to 1, received {t}")
+    return t
+
+
 def signal_and_noise(log_snr: Array) -> tuple[Array, Array]:
     """alpha = sqrt(sigmoid(log_snr)) and sigma = sqrt(sigmoid(-log_snr)), 1 and 0 at inf; numpy if log_snr is numpy."""
     xp = log_snr.__array_namespace__()

@@ -75,7 +75,7 @@ def test_the_options_of_a_dit_reach_it():
     [
         (Diffusion(schedule="flow", shift=0.0), Loss(), "--diffusion.shift: shift: expected a finite number above 0"),
         (Diffusion(schedule="cosine", shift=3.0), Loss(), "--diffusion.shift: expected with --diffusion.schedule flow"),
-        (Diffusion(schedule="flow"), Loss(), "--diffusion.schedule flow: expected with --diffusion.prediction v, x0 or flow"),
+        (Diffusion(schedule="flow"), Loss(), "--diffusion.prediction: expected v, x0 or flow with --diffusion.schedule flow"),
         (Diffusion(schedule="flow", prediction="mean"), Loss(), "--diffusion.prediction: expected eps, x0, v, score, flow or"),
         (
             Diffusion(schedule="flow", prediction="flow", variance="learned"),
